@@ -1,0 +1,126 @@
+"""Our training loop against the plain loop that people copy, in one process, turn by turn.
+
+The plain loop: float32, NCHW, a DataLoader with 2 workers, torchvision's RandomCrop and RandomHorizontalFlip on PIL
+pictures, SGD, `.item()` in each step. Both train the same network on the same pictures with the same optimizer.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from .config import RunConfig
+from .data import Dataset
+from .events import Progress
+from .models import Conv2d, build
+from .training import device_name, keep_freed_memory, train
+
+BATCH_SIZE = 128
+ROUNDS = 5
+ROUND_SECONDS = 8.0
+
+
+def bench(model: str, data: Dataset, device: torch.device, report: Callable[[str, float], None]) -> dict[str, Any]:
+    """Return the images per second of both loops, medians and ranges over ROUNDS turns, and their ratio."""
+    loops = {"ours": our_loop(model, data, device), "baseline": plain_loop(model, data, device)}
+    rates: dict[str, list[float]] = {name: [] for name in loops}
+    for i in range(-1, ROUNDS):  # turn -1 warms up
+        for j, (name, loop) in enumerate(loops.items()):
+            report(f"measuring the {name} loop", (2 * (i + 1) + j) / (2 * (ROUNDS + 1)))
+            keep_freed_memory(name == "ours")
+            rates[name].append(images_per_second(loop, device))
+    for loop in loops.values():
+        loop.close()
+    ours, baseline = rates["ours"][1:], rates["baseline"][1:]
+    return {
+        "model": model,
+        "device": device_name(device),
+        "images_per_second": round(statistics.median(ours), 1),
+        "images_per_second_range": [round(min(ours), 1), round(max(ours), 1)],
+        "baseline_images_per_second": round(statistics.median(baseline), 1),
+        "baseline_images_per_second_range": [round(min(baseline), 1), round(max(baseline), 1)],
+        "ratio": round(statistics.median(ours) / statistics.median(baseline), 2),
+        "batch_size": BATCH_SIZE,
+        "dataset": data.name,
+        "rounds": ROUNDS,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def images_per_second(loop: Iterator[int], device: torch.device) -> float:
+    """Return how fast a loop goes for ROUND_SECONDS; it yields the number of its steps so far."""
+    next(loop)  # what was prepared while the other loop ran does not count
+    first = next(loop)
+    begun = time.perf_counter()
+    while True:
+        step = next(loop)
+        if time.perf_counter() - begun >= ROUND_SECONDS:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return (step - first) * BATCH_SIZE / (time.perf_counter() - begun)
+
+
+def our_loop(model: str, data: Dataset, device: torch.device) -> Generator[int, None, None]:
+    """Yield the step of each progress event of the real training loop."""
+    config = RunConfig(
+        model=model, dataset=data.name, epochs=1000, batch_size=BATCH_SIZE, optimizer="sgd", schedule="constant"
+    )
+    network = build(model, len(data.classes), config.seed)
+    for event in train(network, data, config, device=device, stop=lambda: False):
+        if isinstance(event, Progress) and event.phase == "training":
+            yield event.step
+
+
+class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """The training pictures one by one through PIL, as torchvision.datasets.CIFAR10 gives them."""
+
+    def __init__(self, data: Dataset, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.pictures = data.train_pictures.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels, self.transform = data.train_labels.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pictures[index])), self.labels[index]
+
+
+def plain_loop(model: str, data: Dataset, device: torch.device) -> Generator[int, None, None]:
+    """Yield the step after each step of the plain loop."""
+    network = build(model, len(data.classes), 0).to(device)
+    for module in network.modules():
+        if isinstance(module, Conv2d):  # nn.Conv2d's own way, on the CPU too
+            module.forward = nn.Conv2d.forward.__get__(module)  # type: ignore[method-assign]
+    augment = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(data.mean, data.std),
+        ]
+    )
+    loader = DataLoader(Pictures(data, augment), batch_size=BATCH_SIZE, shuffle=True, num_workers=2, drop_last=True)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    step, total = 0, 0.0
+    while True:
+        for pictures, labels in loader:
+            loss = F.cross_entropy(network(pictures.to(device)), labels.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+            step += 1
+            yield step

@@ -1,0 +1,127 @@
+"""Checkpoints: reading weights that anyone may have written.
+
+Only safetensors is read, never a pickle, and a file's size, metadata, names, shapes and number formats are looked at
+before a tensor is. A checkpoint is one file: its metadata says what the weights need to be used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import CheckpointError
+from .models import BUILDERS, Network, build
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,80}")  # of a run, a shipped checkpoint, or a file of ours: never a path
+CHECKPOINT_BYTES = 400_000_000  # four times the largest network, in float32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Checkpoint:
+    """Weights and what they need to be used. step: of the run they come from; validation_accuracy: there, 0 to 1."""
+
+    name: str
+    model: str
+    dataset: str
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    step: int
+    validation_accuracy: float | None
+    weights: dict[str, Tensor]
+
+    def network(self) -> Network:
+        """Return the network with these weights, in eval mode, on the CPU."""
+        network = build(self.model, len(self.classes), seed=0)
+        network.load_state_dict(self.weights)
+        return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def find_checkpoint(root: Path, name: str) -> Checkpoint:
+    """Return the checkpoint of a name: a shipped one's or a run's in `root`, else a folder or a file.
+
+    Raises CheckpointError where there is none, or it cannot be used.
+    """
+    candidates = [root / name] if NAME.fullmatch(name) else []
+    for path in (*candidates, Path(name)):
+        file = path / "model.safetensors" if path.is_dir() else path
+        if file.is_file():
+            return read_checkpoint(file, name)
+    known = ", ".join(checkpoint_names(root)[:5]) or "none yet"
+    raise CheckpointError(
+        f"There is no checkpoint {name!r}. Give a name ({known}), a run's folder or a .safetensors file."
+    )
+
+
+def checkpoint_names(root: Path) -> list[str]:
+    """Return the names of all checkpoints in `root`: the shipped ones (without a log), then runs, latest first."""
+    folders = [path.parent for path in root.glob("*/model.safetensors") if NAME.fullmatch(path.parent.name)]
+    shipped = {folder.name for folder in folders if folder.name in BUILDERS}
+    rest = sorted((f for f in folders if f.name not in shipped), key=lambda f: f.stat().st_mtime, reverse=True)
+    return sorted(shipped, reverse=True) + [folder.name for folder in rest]
+
+
+def read_checkpoint(file: Path, name: str) -> Checkpoint:
+    """Return a checkpoint from a safetensors file that nobody vouches for.
+
+    Its size, metadata, names, shapes and number formats are looked at before a tensor is read.
+    """
+    try:
+        if file.stat().st_size > CHECKPOINT_BYTES:
+            raise CheckpointError(
+                f"{file} is larger than any checkpoint of these networks ({CHECKPOINT_BYTES:,} bytes)."
+            )
+        with file.open("rb") as opened:
+            if opened.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+                raise CheckpointError(
+                    f"{file} is not a safetensors file but looks like a pickle, which is never opened."
+                )
+        with safe_open(file, "pt") as tensors:
+            fields = _metadata(tensors.metadata() or {})
+            with torch.device("meta"):
+                expected = BUILDERS[fields["model"]](len(fields["classes"])).state_dict()
+            shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+            if shapes != {key: tuple(value.shape) for key, value in expected.items()}:
+                raise CheckpointError(f"{file} says it is a {fields['model']}, but its tensors are not those of one.")
+            weights = {key: tensors.get_tensor(key) for key in shapes}
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{file} does not say what it is (model, classes, mean, std): {error}.") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file ({error}).") from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}).") from error
+    for key, value in weights.items():
+        if expected[key].is_floating_point() != value.is_floating_point() or value.dtype == torch.float64:
+            raise CheckpointError(f"{file}: {key} is {value.dtype}, which no checkpoint here uses.")
+        weights[key] = value.to(expected[key].dtype)
+    return Checkpoint(name=name, weights=weights, **fields)
+
+
+def _metadata(metadata: dict[str, str]) -> dict[str, Any]:
+    """Return the checked fields of a checkpoint's metadata. Raises KeyError, ValueError or TypeError."""
+    classes = json.loads(metadata["classes"])
+    mean, std = json.loads(metadata["mean"]), json.loads(metadata["std"])
+    accuracy = json.loads(metadata["validation_accuracy"])
+    if metadata["model"] not in BUILDERS:
+        raise ValueError(f"model {metadata['model']!r}")
+    if not isinstance(classes, list) or not 2 <= len(classes) <= 1000 or not all(isinstance(c, str) for c in classes):
+        raise ValueError("classes")
+    for values in (mean, std):
+        if not isinstance(values, list) or len(values) != 3 or not all(0 <= float(v) <= 1 for v in values):
+            raise ValueError("mean or std")
+    return {
+        "model": metadata["model"],
+        "dataset": metadata["dataset"],
+        "classes": tuple(classes),
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "step": int(metadata["step"]),
+        "validation_accuracy": None if accuracy is None else float(accuracy),
+    }

@@ -1,0 +1,426 @@
+"""The command line. Exit code 0: done, 2: what was given cannot be used, 1: something failed here.
+
+What a person reads goes to stderr while it happens and to stdout when it is a result; with --json the last line of
+stdout is one JSON object (or list). torch is imported only by the commands that need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import config as configs
+from . import settings
+from .config import MODELS, RunConfig, flag
+from .errors import CnnDemoError, DownloadError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .data import Dataset
+    from .runs import Run
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        result: int = arguments.command(arguments, settings.read())
+        return result
+    except CnnDemoError as error:
+        print(f"cnn_demo: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `| head` has read enough
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("cnn_demo: left at once; the last checkpoint is kept.", file=sys.stderr)
+        return 1
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence."""
+
+    def error(self, message: str) -> Any:
+        """Print the sentence and leave with 2."""
+        self.exit(2, f"cnn_demo: {message}. See {self.prog} --help.\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; the flags of `train` are the fields of RunConfig."""
+    parser = Parser(prog="python -m cnn_demo", description="Train VGG16 or ResNet50 on CIFAR-10 and classify pictures.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=run)
+        return sub
+
+    def add_common(sub: argparse.ArgumentParser, data: bool = False) -> None:
+        sub.add_argument("--json", action="store_true", help="make the last line of stdout one JSON value")
+        if data:
+            sub.add_argument("--data", metavar="FOLDER", type=Path, help="a folder that holds CIFAR-10")
+
+    sub = command("train", train, "Train a network. Ctrl-C stops and saves, a second one leaves at once.")
+    sub.add_argument("model", metavar="MODEL", help=" | ".join(MODELS))
+    sub.add_argument("--preset", metavar="NAME", help="start from: quick (60 s) | best (20 epochs) | course")
+    for field in dataclasses.fields(RunConfig)[1:]:
+        choices = field.metadata["choices"]
+        metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "NAME"}[field.metadata["kind"]]
+        default = "" if field.default is None else f" (default {field.default})"
+        sub.add_argument(flag(field.name), metavar=metavar, help=field.metadata["help"] + default)
+    add_common(sub, data=True)
+
+    sub = command("continue", continue_run, "Continue a stopped, failed or interrupted run where it was saved.")
+    sub.add_argument("run", metavar="RUN")
+    add_common(sub, data=True)
+
+    sub = command("classify", classify, "Classify pictures with a checkpoint.")
+    sub.add_argument("pictures", metavar="IMAGE|FOLDER", type=Path, nargs="+")
+    sub.add_argument("--checkpoint", metavar="NAME", help="name, run id, folder or file (default: the first there is)")
+    add_common(sub)
+
+    sub = command("stages", stages, "Show the size of every stage of a network.")
+    sub.add_argument("model", metavar="MODEL", help=" | ".join(MODELS))
+    sub.add_argument("--input-size", metavar="PX", default="32", help="width and height of the picture (default 32)")
+    add_common(sub)
+
+    add_common(command("runs", runs, "List the runs, the latest first."))
+
+    sub = command("bench", bench, "Compare our training loop with the plain one, on this machine.")
+    sub.add_argument("model", metavar="MODEL", help=" | ".join(MODELS))
+    add_common(sub, data=True)
+    return parser
+
+
+def train(arguments: argparse.Namespace, where: settings.Settings) -> int:
+    """`train MODEL`: make a run and train it."""
+    base = configs.preset(arguments.preset or "quick", arguments.model)
+    names = [field.name for field in dataclasses.fields(RunConfig)[1:]]
+    changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    config = configs.override(base, changes)
+    data = load_data(config.dataset, arguments, where, required="dataset" in changes or config.start_from is not None)
+    if data.name != config.dataset:
+        config = dataclasses.replace(config, dataset=data.name)
+    from . import runs as run_folders
+
+    run = run_folders.create(where.checkpoints, config, data)
+    return follow(run, data, arguments.json)
+
+
+def continue_run(arguments: argparse.Namespace, where: settings.Settings) -> int:
+    """`continue RUN`."""
+    from . import runs as run_folders
+
+    run = run_folders.find(where.checkpoints, arguments.run)
+    return follow(run, load_data(run.config.dataset, arguments, where, required=True), arguments.json)
+
+
+def load_data(name: str, arguments: argparse.Namespace, where: settings.Settings, required: bool) -> Dataset:
+    """Return the data set, saying where it is from; where CIFAR-10 was not asked for by name, `shapes` may stand in."""
+    from . import data
+
+    report = line_reporter()
+    folder = arguments.data or where.data
+    try:
+        found = data.load(name, folder=folder, cache=where.cache, hub=where.hub, toronto=where.toronto, report=report)
+    except DownloadError as error:
+        if required:
+            raise
+        print(f"{error}\nTraining on shapes instead: ten classes of pictures that the program draws.", file=sys.stderr)
+        found = data.draw_shapes()
+    print(f"data      {found.name}, from {found.source}", file=sys.stderr)
+    return found
+
+
+def follow(run: Run, data: Dataset, as_json: bool) -> int:
+    """Drive a run, showing what happens; print its result."""
+    from . import runs as run_folders
+    from .events import CheckpointSaved, EpochDone, Progress, RunFinished, RunStarted
+    from .training import keep_freed_memory
+
+    keep_freed_memory()
+    print(f"run       {run.id}\ncommand   {run.config.to_command()}", file=sys.stderr)
+    show = line_reporter()
+    total = f"/{run.config.epochs}" if run.config.epochs else ""
+    finished = None
+    with stop_on_interrupt() as stop:
+        for event in run_folders.drive(run, data, pick_device(), stop):
+            match event:
+                case RunStarted():
+                    print(
+                        f"training  on {event.device}, {event.precision}, {event.train_pictures:,} pictures "
+                        f"({event.validation_pictures:,} held out), from step {event.step}",
+                        file=sys.stderr,
+                    )
+                case Progress():
+                    loss = "" if event.loss is None else f"loss {event.loss:.3f}  "
+                    rate = f"{event.images_per_second:,.0f} images/s  " if event.images_per_second else ""
+                    left = "" if event.seconds_left is None else f"{clock(event.seconds_left)} left"
+                    show(
+                        f"{event.phase:<9} epoch {event.epoch}{total}  step {event.step}  {loss}{rate}{left}",
+                        event.share,
+                    )
+                case EpochDone(validation_accuracy=None):
+                    clear_line()
+                    print(f"epoch {event.epoch}{total}  train loss {event.train_loss:.3f}", file=sys.stderr)
+                case EpochDone():
+                    clear_line()
+                    best = "  best so far" if event.best else ""
+                    print(
+                        f"epoch {event.epoch}{total}  train loss {event.train_loss:.3f}  validation loss "
+                        f"{event.validation_loss:.3f}  accuracy {event.validation_accuracy:.2%}{best}",
+                        file=sys.stderr,
+                    )
+                case RunFinished():
+                    finished = event
+                case CheckpointSaved():
+                    pass
+    assert finished is not None
+    clear_line()
+    checkpoint = run.folder / "model.safetensors"
+    if as_json:
+        result = {
+            "run_id": run.id,
+            "model": run.config.model,
+            "dataset": data.name,
+            "reason": finished.reason,
+            "epochs": finished.epochs,
+            "steps": finished.step,
+            "seconds": round(finished.seconds, 2),
+            "images_per_second": round(finished.images_per_second, 1),
+            "validation_accuracy": finished.validation_accuracy,
+            "test_accuracy": finished.test_accuracy,
+            "checkpoint": str(checkpoint),
+        }
+        print(json.dumps(result))
+    else:
+        print(f"{finished.reason}: {finished.message}")
+        print(f"{finished.step} steps in {clock(finished.seconds)}, {finished.images_per_second:,.0f} images/s")
+        if finished.test_accuracy is not None:
+            print(
+                f"test accuracy {finished.test_accuracy:.2%} on {finished.test_pictures:,} pictures, "
+                f"with the weights of step {finished.best_step}"
+            )
+        print(f"checkpoint {checkpoint}")
+        if finished.reason == "stopped":
+            print(f"continue with: python -m cnn_demo continue {run.id}")
+        else:
+            print(f"try it with: python -m cnn_demo classify PICTURE --checkpoint {run.id}")
+    return 0
+
+
+def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
+    """`classify IMAGE|FOLDER...`: a bad file is named, the rest go on; exit code 2 if none could be classified."""
+    from . import checkpoints, inference
+
+    names = [arguments.checkpoint] if arguments.checkpoint else checkpoints.checkpoint_names(where.checkpoints)
+    if not names:
+        raise InputError("There is no checkpoint yet; train one, or name a file with --checkpoint.")
+    checkpoint = checkpoints.find_checkpoint(where.checkpoints, names[0])
+    network = checkpoint.network()
+    rows: list[dict[str, Any]] = []
+    for file in picture_files(arguments.pictures):
+        row: dict[str, Any] = {"file": str(file), "checkpoint": names[0], "predictions": [], "error": None}
+        try:
+            pixels = inference.to_input(inference.crop(inference.read_picture(file)))
+            row["predictions"] = [dataclasses.asdict(p) for p in inference.classify(network, checkpoint, pixels)]
+            if not arguments.json:
+                top = ", ".join(f"{p['label']} {inference.percent(p['score'])}" for p in row["predictions"][:3])
+                print(f"{file}: {top}")
+        except InputError as error:
+            row["error"] = str(error)
+            print(f"cnn_demo: {error}", file=sys.stderr)
+        rows.append(row)
+    if arguments.json:
+        print(json.dumps(rows))
+    else:
+        print(f"by {names[0]} ({checkpoint.model}), which knows only: {', '.join(checkpoint.classes)}", file=sys.stderr)
+    return 2 if rows and all(row["error"] for row in rows) else 0
+
+
+def picture_files(paths: list[Path]) -> Iterator[Path]:
+    """Yield the files; of a folder, all with a picture's suffix, by name."""
+    from .inference import SUFFIXES
+
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not files:
+            raise InputError(f"The folder {path} holds no pictures ({', '.join(SUFFIXES)}).")
+        yield from files
+
+
+def stages(arguments: argparse.Namespace, where: settings.Settings) -> int:
+    """`stages MODEL`: one row a stage, then the totals."""
+    check_model(arguments.model)
+    if not arguments.input_size.isdecimal():
+        raise InputError(f"--input-size {arguments.input_size} is not a whole number of pixels.")
+    from . import stages as sizes
+
+    size = int(arguments.input_size)
+    table = sizes.to_dict(arguments.model, size, sizes.measure(arguments.model, size))
+    if arguments.json:
+        print(json.dumps(table))
+        return 0
+    print(f"{table['model']}, for a picture of 3x{size}x{size}; MACs and memory for one picture, FLOPs = 2 x MACs\n")
+    heads = (
+        "stage",
+        "what is in it",
+        "output CxHxW",
+        "values",
+        "stride",
+        "field px",
+        "parameters",
+        "MACs",
+        "memory KiB",
+    )
+    lines = []
+    for stage in table["stages"]:
+        channels, height, width = stage["output"]
+        numbers = [channels * height * width] + [
+            stage[key] for key in ("stride", "receptive_field", "parameters", "macs")
+        ]
+        shape, memory = f"{channels}x{height}x{width}", f"{stage['activation_bytes'] / 1024:,.2f}"
+        lines.append([stage["name"], stage["description"], shape, *(f"{n:,}" for n in numbers), memory])
+    total = sum(stage["activation_bytes"] for stage in table["stages"])
+    sums = [f"{total // 4:,}", "", "", f"{table['parameters']:,}", f"{table['macs']:,}", f"{total / 1024:,.2f}"]
+    lines.append(["total", "", "", *sums])
+    print_table(heads, lines, left=3)
+    return 0
+
+
+def runs(arguments: argparse.Namespace, where: settings.Settings) -> int:
+    """`runs`: one row a run."""
+    from . import runs as run_folders
+
+    rows = []
+    for run in run_folders.listing(where.checkpoints):
+        history = run.history()
+        try:
+            model, dataset = run.config.model, run.config.dataset
+        except InputError:
+            model = dataset = "damaged"
+        rows.append(
+            {
+                "run_id": run.id,
+                "model": model,
+                "dataset": dataset,
+                "state": history.state,
+                "step": history.latest.step if history.latest else 0,
+                "validation_accuracy": history.best.validation_accuracy if history.best else None,
+                "test_accuracy": history.finished.test_accuracy if history.finished else None,
+            }
+        )
+    if arguments.json:
+        print(json.dumps(rows))
+    elif not rows:
+        print(f"No runs yet in {where.checkpoints}. Start one: python -m cnn_demo train vgg16")
+    else:
+        lines = [[show_value(value) for value in row.values()] for row in rows]
+        print_table(("run", "model", "dataset", "state", "step", "validation", "test"), lines, left=4)
+    return 0
+
+
+def bench(arguments: argparse.Namespace, where: settings.Settings) -> int:
+    """`bench MODEL`: a table, then one line of JSON."""
+    check_model(arguments.model)
+    data = load_data("cifar10", arguments, where, required=False)
+    from .bench import bench as measure
+
+    report = line_reporter()
+    result = measure(arguments.model, data, pick_device(), report)
+    clear_line()
+    if not arguments.json:
+        lines = [
+            [name, f"{result[key]:,.1f}", "{:,.1f} to {:,.1f}".format(*result[f"{key}_range"])]
+            for name, key in (("plain loop", "baseline_images_per_second"), ("this program", "images_per_second"))
+        ]
+        print_table((f"{arguments.model} on {result['device']}", "images/s", "range"), lines, left=1)
+        print(f"ratio {result['ratio']}")
+    print(json.dumps(result))
+    return 0
+
+
+def show_value(value: object) -> str:
+    """Return a value for a table: accuracies in percent, nothing for None."""
+    return "" if value is None else f"{value:.2%}" if isinstance(value, float) else str(value)
+
+
+def check_model(name: str) -> None:
+    """Raise InputError where there is no network of that name."""
+    if name not in MODELS:
+        raise InputError(f"MODEL {name!r} is not known; choose {', '.join(MODELS)}.")
+
+
+def pick_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C was pressed (or SIGTERM came); the second time leaves at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        clear_line()
+        print("stopping and saving; press again to leave at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def line_reporter() -> Callable[[str, float], None]:
+    """Return a function that shows a text and a share: on a terminal one living line, else a line every 10 s."""
+    told = [0.0]
+
+    def report(text: str, share: float) -> None:
+        now, living = time.monotonic(), sys.stderr.isatty()
+        if now - told[0] < (0.1 if living else 10.0):
+            return
+        told[0] = now
+        line = f"{share:4.0%}  {text}"
+        print(f"\r\x1b[K{line}" if living else line, end="" if living else "\n", file=sys.stderr, flush=True)
+
+    return report
+
+
+def clear_line() -> None:
+    """Take the living line away."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Return minutes and seconds, or hours too: 1:05, 2:00:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def print_table(heads: tuple[str, ...], lines: list[list[str]], left: int) -> None:
+    """Print columns, the first `left` of them flush left."""
+    widths = [max(len(row[i]) for row in [list(heads), *lines]) for i in range(len(heads))]
+    for row in [list(heads), *lines]:
+        cells = zip(row, widths, strict=True)
+        print("  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip())

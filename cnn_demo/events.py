@@ -1,0 +1,114 @@
+"""What happens in a run, as small frozen records: the only contract between training and whoever watches.
+
+Loss in nats, accuracy and shares 0 to 1, time in seconds since the run first started (pauses left out).
+`seq` is given by the log's single writer (runs.py). Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What all events carry."""
+
+    seq: int = -1
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunQueued(Event):
+    """The run folder exists and waits for its turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """Training begins, or goes on at `step` after a stop."""
+
+    step: int
+    steps_per_epoch: int
+    device: str
+    precision: str
+    parameters: int
+    train_pictures: int
+    validation_pictures: int
+    test_pictures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Event):
+    """Where the run is: at most one every 0.25 s.
+
+    `loss` is the mean over the steps since the last one, `loss_low` and `loss_high` its extremes there, and `logged`
+    the (step, loss) of every 100th step among them. Outside training they are empty. `share` is how much of the
+    budget is spent, `phase` one of training, validating, testing.
+    """
+
+    phase: str
+    epoch: int
+    step: int
+    share: float
+    learning_rate: float = 0.0
+    images_per_second: float = 0.0
+    seconds_left: float | None = None
+    loss: float | None = None
+    loss_low: float | None = None
+    loss_high: float | None = None
+    logged: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochDone(Event):
+    """An epoch (or the rest of a budget in seconds) was trained and, unless nothing is held out, validated."""
+
+    epoch: int
+    step: int
+    train_loss: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    best: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSaved(Event):
+    """The folder holds the run up to `step`; `best_step` is the step of the weights in model.safetensors."""
+
+    step: int
+    best_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFinished(Event):
+    """The run ended: finished, stopped (can continue), diverged, or failed (can continue)."""
+
+    reason: str
+    message: str
+    epochs: int
+    step: int
+    images_per_second: float = 0.0
+    best_step: int = 0
+    validation_accuracy: float | None = None
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+    test_pictures: int = 0
+
+
+KINDS = {kind.__name__: kind for kind in (RunQueued, RunStarted, Progress, EpochDone, CheckpointSaved, RunFinished)}
+
+
+def to_dict(event: Event) -> dict[str, Any]:
+    """Return the event as JSON-ready values, its class name under "kind"."""
+    return {"kind": type(event).__name__, **dataclasses.asdict(event)}
+
+
+def from_dict(values: dict[str, Any]) -> Event:
+    """Return the event of a JSON object. Raises KeyError or TypeError where it is none."""
+    fields = dict(values)
+    kind = KINDS[fields.pop("kind")]
+    if "logged" in fields:
+        fields["logged"] = tuple((int(step), float(loss)) for step, loss in fields["logged"])
+    event: Event = kind(**fields)
+    return event

@@ -1,0 +1,47 @@
+"""A run as its events tell it: a pure reducer. Charts, tables and cards read only this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .events import CheckpointSaved, EpochDone, Event, Progress, RunFinished, RunQueued, RunStarted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """The state of a run: `state` is queued, preparing, training, validating, testing, or how it ended."""
+
+    state: str = "preparing"
+    seq: int = -1
+    started: RunStarted | None = None
+    latest: Progress | None = None
+    curve: tuple[Progress, ...] = ()
+    epochs: tuple[EpochDone, ...] = ()
+    best: EpochDone | None = None
+    saved: CheckpointSaved | None = None
+    finished: RunFinished | None = None
+
+    def fold(self, event: Event) -> History:
+        """Return the history with one more event. What a resumed run does again replaces what was lost."""
+        seen = replace(self, seq=event.seq)
+        match event:
+            case RunQueued():
+                return replace(seen, state="queued")
+            case RunStarted():
+                # A killed run resumes at its last checkpoint: later points were never saved and come again.
+                curve = tuple(point for point in self.curve if point.step <= event.step)
+                epochs = tuple(epoch for epoch in self.epochs if epoch.step <= event.step)
+                best = next((epoch for epoch in reversed(epochs) if epoch.best), None)
+                again = replace(seen, curve=curve, epochs=epochs, best=best)
+                return replace(again, state="training", started=event, finished=None)
+            case Progress():
+                curve = self.curve if event.loss is None else (*self.curve, event)
+                return replace(seen, state=event.phase, latest=event, curve=curve)
+            case EpochDone():
+                best = event if event.best else self.best
+                return replace(seen, epochs=(*self.epochs, event), best=best)
+            case CheckpointSaved():
+                return replace(seen, saved=event)
+            case RunFinished():
+                return replace(seen, state=event.reason, finished=event)
+        raise TypeError(f"unknown event {event!r}")

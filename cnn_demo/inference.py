@@ -1,0 +1,87 @@
+"""From a picture to a prediction: centre crop, 32x32, network, ten scores. The page and the command line share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from .checkpoints import Checkpoint
+from .data import normalise
+from .errors import DataError
+from .models import Network
+
+INPUT_PX = 32
+LARGEST_PX = 100_000_000  # width x height; a phone's largest photos have 50 to 200 million
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """One class and its score, 0 to 1: the network's own weight for it, not the chance that it is right."""
+
+    label: str
+    score: float
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Return the picture of a file as RGB, upright. Raises DataError where it is none, damaged or too large."""
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > LARGEST_PX:
+                raise DataError(f"{path} has {picture.width} x {picture.height} pixels; {LARGEST_PX:,} are allowed.")
+            return to_rgb(picture)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} is not a picture; give one of {', '.join(SUFFIXES)}.") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} is too large; {LARGEST_PX:,} pixels are allowed.") from error
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's words for a damaged file
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{path} cannot be read ({reason}).") from error
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Return a picture of any mode as RGB: turned as its EXIF says, transparency on white, 16 bit scaled to 8."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
+        picture = picture.convert("F").point(lambda value: value / 256).convert("L")
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def crop(picture: Image.Image) -> Image.Image:
+    """Return the largest centred square of a picture."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side))
+
+
+def to_input(square: Image.Image) -> Tensor:
+    """Return what the network sees of a square picture: uint8 `3,32,32`, shrunk with every pixel counted."""
+    small = square.resize((INPUT_PX, INPUT_PX), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    pixels: Tensor = pil_to_tensor(small)
+    return pixels
+
+
+def classify(network: Network, checkpoint: Checkpoint, pixels: Tensor) -> list[Prediction]:
+    """Return all classes, the most likely first, for uint8 `3,32,32`. `network` is the checkpoint's, in eval mode."""
+    with torch.inference_mode():
+        scores = network(normalise(pixels[None], checkpoint.mean, checkpoint.std))[0].softmax(0)
+    order = scores.argsort(descending=True).tolist()
+    return [Prediction(label=checkpoint.classes[i], score=float(scores[i])) for i in order]
+
+
+def percent(score: float) -> str:
+    """Return a score for a screen: one decimal, never "100 %" below 0.9995, never "0.0 %"."""
+    if score >= 0.9995:
+        return "100 %"
+    if score < 0.001:
+        return "<0.1 %"
+    return f"{min(score, 0.999) * 100:.1f} %"

@@ -1,0 +1,218 @@
+"""The networks. They take `N,3,H,W` float pictures and return `N,classes` logits.
+
+Each network is a sequence of named stages and declares, while it is built, what each stage puts out; a test holds
+the declaration against a real forward pass. Nothing here knows of data, training or files.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What a stage is declared to be: blocks at one spatial size.
+
+    stride: input pixels per output pixel; None where the whole picture becomes one.
+    """
+
+    name: str
+    description: str
+    channels: int
+    stride: int | None
+
+
+class Network(nn.Sequential):
+    """Stages in data-flow order, each a child module of the stage's name."""
+
+    def __init__(self, parts: list[tuple[Stage, nn.Module]]) -> None:
+        super().__init__(OrderedDict((stage.name, module) for stage, module in parts))
+        self.stages = tuple(stage for stage, _ in parts)
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d (same weights, same result) that on the CPU runs as a matrix product where that is faster.
+
+    Backward of a 1x1 convolution, and of a 3x3 one on a map of 2x2, takes oneDNN two to four times as long as the
+    same product; these are most of the course ResNet50. On a GPU cuDNN does it all.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`N,C,H,W` -> `N,K,H/stride,W/stride`."""
+        pointwise = self.kernel_size == (1, 1)
+        if input.device.type != "cpu" or not (pointwise or input.shape[-2:] == (2, 2)):
+            return super().forward(input)
+        pixels = input.permute(0, 2, 3, 1)  # N,H,W,C: how channels-last memory lies, so nothing is copied
+        if pointwise:
+            pixels = pixels[:, :: self.stride[0], :: self.stride[1]]
+        else:
+            (kernel, _), (stride, _), pad = self.kernel_size, self.stride, int(self.padding[0])
+            padded = F.pad(pixels, (0, 0, pad, pad, pad, pad))
+            windows = padded.unfold(1, kernel, stride).unfold(2, kernel, stride)  # N,H,W,C,kernel,kernel
+            pixels = windows.permute(0, 1, 2, 4, 5, 3).flatten(3)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(pixels, weight, self.bias).permute(0, 3, 1, 2)
+
+
+class Bottleneck(nn.Module):
+    """Conv 1x1, 3x3, 1x1 with BN, plus the shortcut, then ReLU (He et al. 2015, arXiv 1512.03385, figure 5 right).
+
+    The shortcut is projected (conv 1x1 + BN) only where the shape changes. `stride_in_first` puts the stride into
+    the first 1x1 (the paper, the course); else into the 3x3 (torchvision's "V1.5").
+    """
+
+    def __init__(self, inputs: int, width: int, outputs: int, stride: int, stride_in_first: bool, bias: bool) -> None:
+        super().__init__()
+        first, second = (stride, 1) if stride_in_first else (1, stride)
+        self.conv1 = Conv2d(inputs, width, 1, first, bias=bias)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = Conv2d(width, width, 3, second, padding=1, bias=bias)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = Conv2d(width, outputs, 1, bias=bias)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.projection: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.projection = nn.Sequential(
+                OrderedDict(conv=Conv2d(inputs, outputs, 1, stride, bias=bias), bn=nn.BatchNorm2d(outputs))
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`N,inputs,H,W` -> `N,outputs,H/stride,W/stride`."""
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + self.projection(x), inplace=True)
+
+
+def _head(*layers: tuple[str, nn.Module]) -> nn.Sequential:
+    """Return a classifier: global average pooling (the identity on a 1x1 map), then the layers."""
+    return nn.Sequential(OrderedDict([("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), *layers]))
+
+
+def vgg16(classes: int) -> Network:
+    """VGG16 with batch normalisation (Simonyan and Zisserman 2014, arXiv 1409.1556, table 1, D), head 512-512."""
+    parts: list[tuple[Stage, nn.Module]] = []
+    inputs, stride = 3, 1
+    for number, (channels, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)], start=1):
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for i in range(1, depth + 1):
+            layers[f"conv{i}"] = Conv2d(inputs, channels, 3, padding=1)
+            layers[f"bn{i}"] = nn.BatchNorm2d(channels)
+            layers[f"relu{i}"] = nn.ReLU(inplace=True)
+            inputs = channels
+        layers["pool"] = nn.MaxPool2d(2)
+        stride *= 2
+        text = f"{depth} x conv3x3-BN-ReLU, max-pool/2"
+        stage = Stage(name=f"stage{number}", description=text, channels=channels, stride=stride)
+        parts.append((stage, nn.Sequential(layers)))
+    head = _head(
+        ("fc1", nn.Linear(512, 512)),
+        ("relu1", nn.ReLU(inplace=True)),
+        ("fc2", nn.Linear(512, 512)),
+        ("relu2", nn.ReLU(inplace=True)),
+        ("fc3", nn.Linear(512, classes)),
+    )
+    text = "average pool, 512-512-512-classes"
+    parts.append((Stage(name="classifier", description=text, channels=classes, stride=None), head))
+    return _initialised(Network(parts))
+
+
+def resnet50(classes: int) -> Network:
+    """ResNet50 in its course layout: ImageNet stem, 3-4-6 bottlenecks, no last stage (41 weight layers).
+
+    The last block of stages 1 and 2 halves the map, with the stride in its first 1x1; convolutions carry a bias.
+    """
+    return _resnet(
+        stem=[Conv2d(3, 64, 7, 2, padding=3), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)],
+        stem_text="conv7x7/2-BN-ReLU, max-pool3x3/2",
+        stem_stride=4,
+        depths=(3, 4, 6),
+        halving={1: "last", 2: "last"},
+        course=True,
+        classes=classes,
+    )
+
+
+def resnet50_full(classes: int) -> Network:
+    """ResNet50 with all four stages (3-4-6-3, stride in the 3x3) and a 3x3/1 stem for small pictures."""
+    return _resnet(
+        stem=[Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)],
+        stem_text="conv3x3-BN-ReLU",
+        stem_stride=1,
+        depths=(3, 4, 6, 3),
+        halving={2: "first", 3: "first", 4: "first"},
+        course=False,
+        classes=classes,
+    )
+
+
+def _resnet(
+    *,
+    stem: list[nn.Module],
+    stem_text: str,
+    stem_stride: int,
+    depths: tuple[int, ...],
+    halving: dict[int, str],
+    course: bool,
+    classes: int,
+) -> Network:
+    """Build a bottleneck network; `halving` says in which block of which stage the map is halved."""
+    parts: list[tuple[Stage, nn.Module]] = []
+    names = ("conv", "bn", "relu", "pool")
+    stem_module = nn.Sequential(OrderedDict(zip(names, stem, strict=False)))
+    parts.append((Stage(name="stem", description=stem_text, channels=64, stride=stem_stride), stem_module))
+    inputs, stride = 64, stem_stride
+    for number, depth in enumerate(depths, start=1):
+        width = 32 * 2**number
+        halves_at = {"first": 1, "last": depth}.get(halving.get(number, ""))
+        blocks: OrderedDict[str, nn.Module] = OrderedDict()
+        for i in range(1, depth + 1):
+            step = 2 if i == halves_at else 1
+            blocks[f"block{i}"] = Bottleneck(inputs, width, 4 * width, step, stride_in_first=course, bias=course)
+            inputs, stride = 4 * width, stride * step
+        text = f"{depth} bottlenecks {width}-{width}-{4 * width}"
+        if halves_at:
+            text += f", the {halving[number]} one halves"
+        stage = Stage(name=f"stage{number}", description=text, channels=4 * width, stride=stride)
+        parts.append((stage, nn.Sequential(blocks)))
+    text = f"average pool, {inputs}-classes"
+    head = Stage(name="classifier", description=text, channels=classes, stride=None)
+    parts.append((head, _head(("fc", nn.Linear(inputs, classes)))))
+    return _initialised(Network(parts))
+
+
+def _initialised(network: Network) -> Network:
+    """Draw He-normal weights (He et al. 2015, arXiv 1502.01852); the last BN of each bottleneck starts at zero.
+
+    With gamma = 0 a block starts as its shortcut alone (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, Bottleneck):
+            nn.init.zeros_(module.bn3.weight)
+    last = next(module for module in reversed(list(network.modules())) if isinstance(module, nn.Linear))
+    nn.init.normal_(last.weight, std=0.01)  # near-equal scores at the start: a first loss of ln(classes)
+    return network
+
+
+BUILDERS: dict[str, Callable[[int], Network]] = {"vgg16": vgg16, "resnet50": resnet50, "resnet50_full": resnet50_full}
+
+
+def build(name: str, classes: int, seed: int) -> Network:
+    """Return a fresh network of that name; the same seed draws the same weights, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BUILDERS[name](classes)

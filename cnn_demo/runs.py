@@ -1,0 +1,305 @@
+"""Run folders: the only writer of them.
+
+checkpoints/<run-id>/
+    config.json          what was asked for, and what the weights need to be used
+    events.jsonl         what happened, one event a line
+    model.safetensors    the best weights so far; self-describing (see checkpoints.py)
+    resume/              state.json names the weights and optimizer files that belong together
+    lock                 held (flock) by the process that trains; the system frees it when that process dies
+
+Every file is written under another name, synced and renamed, so a kill at any moment leaves whole files; state.json
+is renamed last and is what makes a new resume point count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from . import config as configs
+from . import events
+from .checkpoints import NAME, find_checkpoint, read_checkpoint
+from .config import RunConfig
+from .data import Dataset
+from .errors import CheckpointError, CnnDemoError, ConfigError, DiskError, RunError
+from .events import CheckpointSaved, Event, RunFinished, RunQueued
+from .history import History
+from .models import build
+from .training import Snapshot, train
+
+ENDED = ("finished", "diverged")  # cannot be continued
+
+
+class Run:
+    """One run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.id = folder.name
+        self._log = folder / "events.jsonl"
+        self._next_seq = 0
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """What was asked for. Raises RunError where config.json is damaged."""
+        try:
+            return configs.from_dict(json.loads((self.folder / "config.json").read_text())["recipe"])
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            raise RunError(f"The run {self.id} has no usable config.json ({error}).") from error
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the run while working on it. Raises RunError if another process (or thread) holds it."""
+        with _writing(self.folder):
+            file = (self.folder / "lock").open("w")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"The run {self.id} is being trained by another process.") from None
+            self._repair_log()
+            yield
+
+    def is_held(self) -> bool:
+        """Tell whether a living process works on the run."""
+        try:
+            with (self.folder / "lock").open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def events(self, after: int = -1) -> list[Event]:
+        """Return the events with a `seq` above `after`. A last line that a crash cut off is passed over."""
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in self._log.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    event = events.from_dict(json.loads(line))
+                    if event.seq > after:
+                        found.append(event)
+        return found
+
+    def history(self) -> History:
+        """Return the run's history; its state is `interrupted` where it never ended and nobody works on it."""
+        history = History()
+        for event in self.events():
+            history = history.fold(event)
+        if history.finished is None and not self.is_held():
+            return replace(history, state="interrupted")
+        return history
+
+    def append(self, event: Event) -> Event:
+        """Write an event to the log and return it with its `seq`. All but progress is synced to the disk."""
+        event = replace(event, seq=self._next_seq)
+        with _writing(self._log), self._log.open("ab") as file:
+            file.write(json.dumps(events.to_dict(event)).encode() + b"\n")
+            if not isinstance(event, events.Progress):
+                file.flush()
+                os.fsync(file.fileno())
+        self._next_seq += 1
+        return event
+
+    def _repair_log(self) -> None:
+        """Cut off a half-written last line, and find the next `seq`."""
+        with contextlib.suppress(FileNotFoundError):
+            content = self._log.read_bytes()
+            os.truncate(self._log, content.rfind(b"\n") + 1)
+        self._next_seq = max((event.seq for event in self.events()), default=-1) + 1
+
+    def save(self, snapshot: Snapshot, data: Dataset) -> None:
+        """Write a snapshot. Raises DiskError where that fails; the one before is then still there, whole."""
+        resume = self.folder / "resume"
+        with _writing(self.folder, f"The checkpoint of {self.id} before step {snapshot.step} is kept."):
+            resume.mkdir(exist_ok=True)
+            if snapshot.best is not None:
+                metadata = {
+                    "format": "pt",
+                    "model": self.config.model,
+                    "dataset": data.name,
+                    "classes": json.dumps(data.classes),
+                    "mean": json.dumps(data.mean),
+                    "std": json.dumps(data.std),
+                    "step": str(snapshot.best_step),
+                    "validation_accuracy": json.dumps(snapshot.best_accuracy),
+                }
+                _write(self.folder / "model.safetensors", _pack(snapshot.best, metadata))
+            names = {kind: f"{kind}-{snapshot.step}.safetensors" for kind in ("weights", "optimizer")}
+            _write(resume / names["weights"], _pack(snapshot.weights, {"format": "pt"}))
+            _write(resume / names["optimizer"], _pack(snapshot.optimizer, {"format": "pt"}))
+            fields = {"step", "validated_step", "losses", "seconds", "scaler"}
+            state = {name: getattr(snapshot, name) for name in sorted(fields)} | names
+            _write(resume / "state.json", json.dumps(state).encode())
+            for file in resume.iterdir():
+                if file.name not in ("state.json", *names.values()):
+                    file.unlink()
+
+    def load_snapshot(self) -> Snapshot | None:
+        """Return where the run was last saved; None if it never was."""
+        resume = self.folder / "resume"
+        if not (resume / "state.json").is_file():
+            return None
+        try:
+            state = json.loads((resume / "state.json").read_text())
+            names = {key: str(state.pop(key)) for key in ("weights", "optimizer")}
+            if not all(NAME.fullmatch(name) for name in names.values()):
+                raise ValueError("file names")
+            best = read_checkpoint(self.folder / "model.safetensors", self.id)
+            return Snapshot(
+                **state,
+                weights=load_file(resume / names["weights"]),
+                optimizer=load_file(resume / names["optimizer"]),
+                best_step=best.step,
+                best_accuracy=best.validation_accuracy,
+                best=best.weights,
+            )
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, CheckpointError) as error:
+            raise RunError(f"The saved state of {self.id} cannot be used ({error}).") from error
+
+    def drop_resume(self) -> None:
+        """Remove what only a continuation needs, about twice the size of the weights."""
+        shutil.rmtree(self.folder / "resume", ignore_errors=True)
+
+
+def create(root: Path, config: RunConfig, data: Dataset) -> Run:
+    """Make the folder of a new run and log RunQueued.
+
+    Raises:
+        CheckpointError: `config.start_from` cannot be the start of this run.
+        DiskError: the folder cannot be written.
+    """
+    starting_weights(root, config, data)
+    run = Run(root / f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+    description = {
+        "model": config.model,
+        "classes": data.classes,
+        "input_size": 32,
+        "mean": data.mean,
+        "std": data.std,
+        "recipe": config.to_dict(),
+        "command": config.to_command(),
+        "versions": {name: version(name) for name in ("torch", "torchvision")},
+    }
+    with _writing(root, "Name another folder with CNN_DEMO_CHECKPOINTS."):
+        run.folder.mkdir(parents=True)
+        _write(run.folder / "config.json", json.dumps(description, indent=1).encode())
+    run.append(RunQueued())
+    return run
+
+
+def find(root: Path, run_id: str) -> Run:
+    """Return the run of that id. Raises RunError where there is none."""
+    if not NAME.fullmatch(run_id) or not (root / run_id / "events.jsonl").is_file():
+        known = ", ".join(run.id for run in listing(root)[:5]) or "none yet"
+        raise RunError(f"There is no run {run_id!r} in {root}. The latest are: {known}.")
+    return Run(root / run_id)
+
+
+def listing(root: Path) -> list[Run]:
+    """Return all runs, the latest first."""
+    folders = [path.parent for path in root.glob("*/events.jsonl") if NAME.fullmatch(path.parent.name)]
+    return [Run(folder) for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)]
+
+
+def drive(run: Run, data: Dataset, device: torch.device, stop: Callable[[], bool]) -> Iterator[Event]:
+    """Train a new run, or continue one, writing all that happens into its folder; yield each event once it is written.
+
+    Whatever breaks off the training is logged as RunFinished(reason="failed") and raised. Raises RunError where the
+    run has ended or another process works on it.
+    """
+    with run.held():
+        state = run.history().state
+        if state in ENDED:
+            raise RunError(
+                f"The run {run.id} has {state} and cannot be continued; start a new one from it: --start-from {run.id}."
+            )
+        config = run.config
+        start = run.load_snapshot()
+        network = build(config.model, len(data.classes), config.seed)
+        weights = starting_weights(run.folder.parent, config, data)
+        if start is None and weights is not None:
+            network.load_state_dict(weights)
+        step = start.step if start else 0
+        try:
+            for item in train(network, data, config, device=device, stop=stop, start=start):
+                step = item.step if isinstance(item, Snapshot) else step
+                if isinstance(item, Snapshot):
+                    run.save(item, data)
+                    item = CheckpointSaved(seconds=item.seconds, step=item.step, best_step=item.best_step)
+                yield run.append(item)
+                if isinstance(item, RunFinished) and item.reason in ENDED:
+                    run.drop_resume()
+        except Exception as error:
+            with contextlib.suppress(CnnDemoError):  # on a full disk the run shows as interrupted instead
+                run.append(RunFinished(reason="failed", message=str(error), epochs=0, step=step))
+            raise
+
+
+def starting_weights(root: Path, config: RunConfig, data: Dataset) -> dict[str, Tensor] | None:
+    """Return the weights that `config.start_from` names. Raises CheckpointError where they are for another network."""
+    if config.start_from is None:
+        return None
+    checkpoint = find_checkpoint(root, config.start_from)
+    if checkpoint.model != config.model:
+        raise CheckpointError(
+            f"--start-from {config.start_from} is a {checkpoint.model}, the run trains a {config.model}."
+        )
+    if checkpoint.classes != data.classes:
+        raise CheckpointError(
+            f"--start-from {config.start_from} knows other classes ({', '.join(checkpoint.classes[:3])}, …) "
+            f"than {data.name} ({', '.join(data.classes[:3])}, …)."
+        )
+    return checkpoint.weights
+
+
+def _pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return a safetensors file; channels-last kernels are written in the usual order."""
+    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that at every moment either the old or the new one stands at `path`, whole."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _writing(path: Path, advice: str = "") -> Iterator[None]:
+    """Turn what the disk says into one sentence: RunError where the place is wrong, DiskError where the disk is."""
+    try:
+        yield
+    except OSError as error:
+        wrong_place = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST)
+        kind = RunError if wrong_place else DiskError
+        raise kind(f"{path} cannot be written: {error.strerror}. {advice}".rstrip()) from error

@@ -1,0 +1,40 @@
+"""The environment, read once at the start: the only place that looks at os.environ."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Where things are.
+
+    checkpoints: shipped checkpoints and run folders. data: a folder with CIFAR-10, if one is named. cache: where a
+    downloaded CIFAR-10 is kept. hub: the Hugging Face Hub. toronto: the page that CIFAR-10 comes from.
+    """
+
+    checkpoints: Path
+    data: Path | None
+    cache: Path
+    hub: str
+    toronto: str
+
+
+def read() -> Settings:
+    """Return the settings of this process.
+
+    CNN_DEMO_CHECKPOINTS, CNN_DEMO_DATA, CNN_DEMO_CACHE (folders), HF_ENDPOINT, CNN_DEMO_TORONTO (addresses).
+    """
+    environ = os.environ
+    home_cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Settings(
+        checkpoints=Path(environ.get("CNN_DEMO_CHECKPOINTS") or ROOT / "checkpoints"),
+        data=Path(environ["CNN_DEMO_DATA"]) if environ.get("CNN_DEMO_DATA") else None,
+        cache=Path(environ.get("CNN_DEMO_CACHE") or home_cache / "cnn-demo"),
+        hub=(environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"),
+        toronto=(environ.get("CNN_DEMO_TORONTO") or "https://www.cs.toronto.edu/~kriz").rstrip("/"),
+    )
