@@ -49,7 +49,7 @@ class RunConfig:
     seconds: float | None = setting(
         "budget: seconds, evaluation included (default 60)", float, None, low=1, high=86_400
     )
-    batch_size: int = setting("pictures per step", int, 128, low=2, high=4096)
+    batch_size: int = setting("pictures per step", int, 256, low=2, high=4096)
     optimizer: str = setting("what turns gradients into steps", str, "muon", choices=("sgd", "adamw", "muon"))
     learning_rate: float = setting("peak learning rate", float, LEARNING_RATES["muon"], low=1e-6, high=10)
     schedule: str = setting(
@@ -123,7 +123,7 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     number = _number(kind, value)
     if number is None or not low <= number <= high:
         raise ConfigError(
-            field.name, f"{flag(field.name)} {value!s} is not allowed; give {noun} from {low:g} to {high:g}."
+            field.name, f"{flag(field.name)} {str(value)[:40]} is not allowed; give {noun} from {low:,} to {high:,}."
         )
     return number
 

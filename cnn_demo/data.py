@@ -33,6 +33,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 PICTURES_PER_BATCH = 10_000
+CIFAR10_PICTURES = (50_000, 10_000)  # training, test
 PICTURE_BYTES = 3 * 32 * 32
 
 HUB_PATH = "datasets/uoft-cs/cifar10/resolve/0b2714987fa478483af9968de7c934580d0bb9a2/plain_text"
@@ -105,7 +106,7 @@ def load(name: str, *, folder: Path | None, cache: Path, hub: str, toronto: str,
     if cached.is_file():
         with suppress(SafetensorError, OSError, KeyError, ValueError):
             tensors = load_file(cached)
-            if tensors["train_pictures"].shape == (50_000, 3, 32, 32) and len(tensors["test_labels"]) == 10_000:
+            if (len(tensors["train_pictures"]), len(tensors["test_pictures"])) == CIFAR10_PICTURES:
                 return _cifar10(f"the cache ({cached})", **tensors)
     pictures = fetch(cache, hub, toronto, report)
     names = ("train_pictures", "train_labels", "test_pictures", "test_labels")
@@ -159,6 +160,7 @@ def download(url: str, path: Path, checksum: str, report: Report) -> None:
             _download_rest(url, part, report)
             break
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code == 416:  # nothing is left to send: the part is whole, or is not of this file
                 break
             if error.code < 500 or attempt == 2:

@@ -57,7 +57,8 @@ class Conv2d(nn.Conv2d):
             windows = padded.unfold(1, kernel, stride).unfold(2, kernel, stride)  # N,H,W,C,kernel,kernel
             pixels = windows.permute(0, 1, 2, 4, 5, 3).flatten(3)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(pixels, weight, self.bias).permute(0, 3, 1, 2)
+        # contiguous: of a strided view, linear without gradients makes a slow batched product
+        return F.linear(pixels.contiguous(), weight, self.bias).permute(0, 3, 1, 2)
 
 
 class Bottleneck(nn.Module):
@@ -120,7 +121,7 @@ def vgg16(classes: int) -> Network:
     )
     text = "average pool, 512-512-512-classes"
     parts.append((Stage(name="classifier", description=text, channels=classes, stride=None), head))
-    return _initialised(Network(parts))
+    return Network(parts)
 
 
 def resnet50(classes: int) -> Network:
@@ -184,10 +185,10 @@ def _resnet(
     text = f"average pool, {inputs}-classes"
     head = Stage(name="classifier", description=text, channels=classes, stride=None)
     parts.append((head, _head(("fc", nn.Linear(inputs, classes)))))
-    return _initialised(Network(parts))
+    return Network(parts)
 
 
-def _initialised(network: Network) -> Network:
+def _initialise(network: Network) -> None:
     """Draw He-normal weights (He et al. 2015, arXiv 1502.01852); the last BN of each bottleneck starts at zero.
 
     With gamma = 0 a block starts as its shortcut alone (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
@@ -205,7 +206,6 @@ def _initialised(network: Network) -> Network:
             nn.init.zeros_(module.bn3.weight)
     last = next(module for module in reversed(list(network.modules())) if isinstance(module, nn.Linear))
     nn.init.normal_(last.weight, std=0.01)  # near-equal scores at the start: a first loss of ln(classes)
-    return network
 
 
 BUILDERS: dict[str, Callable[[int], Network]] = {"vgg16": vgg16, "resnet50": resnet50, "resnet50_full": resnet50_full}
@@ -215,4 +215,6 @@ def build(name: str, classes: int, seed: int) -> Network:
     """Return a fresh network of that name; the same seed draws the same weights, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BUILDERS[name](classes)
+        network = BUILDERS[name](classes)
+        _initialise(network)
+    return network

@@ -41,7 +41,7 @@ from .errors import CheckpointError, CnnDemoError, ConfigError, DiskError, RunEr
 from .events import CheckpointSaved, Event, RunFinished, RunQueued
 from .history import History
 from .models import build
-from .training import Snapshot, train
+from .training import Snapshot, count_steps, train
 
 ENDED = ("finished", "diverged")  # cannot be continued
 
@@ -183,9 +183,11 @@ def create(root: Path, config: RunConfig, data: Dataset) -> Run:
     """Make the folder of a new run and log RunQueued.
 
     Raises:
+        ConfigError: the data set has too few pictures for it.
         CheckpointError: `config.start_from` cannot be the start of this run.
         DiskError: the folder cannot be written.
     """
+    count_steps(config, data)
     starting_weights(root, config, data)
     run = Run(root / f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     description = {

@@ -1,12 +1,13 @@
-"""The size of every stage: shapes, parameters, MACs and receptive field, from one pass on the meta device.
+"""The size of every stage: shapes, parameters, MACs and receptive field, from a pass without weights or pictures.
 
-No weights are allocated and no live model is touched: the network is built anew, without memory. One MAC is a
+The network is built anew on the meta device, so no live model is touched and nothing is initialised. One MAC is a
 multiplication and an addition; FLOPs = 2 x MACs. Only convolutions and linear layers count (as in
 torch.utils.flop_counter); biases, BN, ReLU and pooling do not.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .models import BUILDERS, Network
+from .models import BUILDERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,44 +42,44 @@ def measure(model: str, input_size: int = 32, classes: int = 10) -> list[StageSi
 
     Raises InputError where the picture is too small to reach the last stage, or over 1024 px.
     """
+    smallest = 32 if model == "vgg16" else 1
+    if not smallest <= input_size <= 1024:
+        raise InputError(f"--input-size {input_size} is not allowed for {model}; give {smallest} to 1024 pixels.")
     with torch.device("meta"):
         network = BUILDERS[model](classes).eval()
-        smallest = 32 if model == "vgg16" else 1
-        if not smallest <= input_size <= 1024:
-            raise InputError(f"--input-size {input_size} is not allowed for {model}; give {smallest} to 1024 pixels.")
-        x = torch.empty(1, 3, input_size, input_size)
+    network.to_empty(
+        device="cpu"
+    )  # pages never touched: on meta itself, an addition loads torch's compiler for a second
+    layers: list[tuple[str, nn.Module, torch.Size, torch.Size]] = []
+
+    def note(name: str, module: nn.Module, given: tuple[Tensor], result: Tensor) -> None:
+        layers.append((name, module, given[0].shape[1:], result.shape[1:]))
+
+    for name, module in network.named_modules():
+        module.register_forward_hook(partial(note, name))
+    with torch.inference_mode():
+        network(torch.empty(0, 3, input_size, input_size))  # an empty batch: all shapes, no arithmetic
+
     sizes = []
     field, jump = 1, 1
-    for stage, module in zip(network.stages, network, strict=True):
-        calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
-
-        def note(leaf: nn.Module, given: tuple[Tensor], result: Tensor, *, name: str, calls: list[Any] = calls) -> None:
-            calls.append((name, leaf, given[0], result))
-
-        handles = [
-            leaf.register_forward_hook(partial(note, name=name))
-            for name, leaf in module.named_modules()
-            if not list(leaf.children())
-        ]
-        x = module(x)
-        for handle in handles:
-            handle.remove()
-        for name, leaf, given, _ in calls:
+    for stage in network.stages:
+        inside = [layer for layer in layers if layer[0].startswith(stage.name + ".")]
+        for name, module, given, _ in inside:
             if "projection" not in name:  # the shortcut's field lies inside the main path's
-                kernel, step = _window(leaf, given)
+                kernel, step = _window(module, given)
                 field += (kernel - 1) * jump
                 jump *= step
-        output = tuple(x.shape[1:]) + (1,) * (4 - x.dim())
+        output = next(tuple(result) for name, _, _, result in layers if name == stage.name)
         sizes.append(
             StageSize(
                 name=stage.name,
                 description=stage.description.replace("classes", str(classes)),
-                output=output,
+                output=(*output, 1, 1)[:3],  # type: ignore[arg-type]
                 stride=jump,
                 receptive_field=field,
-                parameters=sum(p.numel() for p in module.parameters()),
-                macs=sum(_macs(leaf, result) for _, leaf, _, result in calls),
-                activation_bytes=x.numel() * 4,
+                parameters=count_parameters(network.get_submodule(stage.name)),
+                macs=sum(_macs(module, result) for _, module, _, result in inside),
+                activation_bytes=math.prod(output) * 4,
             )
         )
     return sizes
@@ -95,24 +96,23 @@ def to_dict(model: str, input_size: int, sizes: list[StageSize]) -> dict[str, An
     }
 
 
-def _window(leaf: nn.Module, given: Tensor) -> tuple[int, int]:
-    """Return kernel and stride of a layer, in pixels of its own input; 1, 1 where it looks at single pixels."""
-    if isinstance(leaf, nn.AdaptiveAvgPool2d):
-        return given.shape[-1], given.shape[-1]
-    if isinstance(leaf, nn.Conv2d):
-        return leaf.kernel_size[0], leaf.stride[0]
-    if isinstance(leaf, nn.MaxPool2d):
-        return int(leaf.kernel_size), int(leaf.stride)  # type: ignore[arg-type]
+def _window(layer: nn.Module, given: torch.Size) -> tuple[int, int]:
+    """Return kernel and stride of a layer, in pixels of its own input `C,H,W`; 1, 1 where it looks at single pixels."""
+    match layer:
+        case nn.AdaptiveAvgPool2d():
+            return given[-1], given[-1]
+        case nn.Conv2d():
+            return layer.kernel_size[0], layer.stride[0]
+        case nn.MaxPool2d():
+            return int(layer.kernel_size), int(layer.stride)  # type: ignore[arg-type]
     return 1, 1
 
 
-def _macs(leaf: nn.Module, result: Tensor) -> int:
+def _macs(layer: nn.Module, result: torch.Size) -> int:
     """Return the multiply-adds of a layer for one picture: output values times the inputs of each."""
-    if isinstance(leaf, (nn.Conv2d, nn.Linear)):
-        return result.numel() * leaf.weight[0].numel()
-    return 0
+    return math.prod(result) * layer.weight[0].numel() if isinstance(layer, (nn.Conv2d, nn.Linear)) else 0
 
 
-def count_parameters(network: Network) -> int:
+def count_parameters(network: nn.Module) -> int:
     """Return the number of trainable values; BN's running statistics are not among them."""
     return sum(p.numel() for p in network.parameters())

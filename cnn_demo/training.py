@@ -136,13 +136,6 @@ class Loop:
         stop: Callable[[], bool],
         start: Snapshot | None,
     ) -> None:
-        left = len(data.train_labels) - config.validation_pictures
-        if left < config.batch_size:
-            raise ConfigError(
-                "batch_size",
-                f"{data.name} has {len(data.train_labels):,} training pictures; with {config.validation_pictures:,} "
-                f"held out, {max(left, 0):,} are left, too few for a batch of {config.batch_size:,}.",
-            )
         self.config, self.device, self.stop = config, device, stop
         self.precision = resolve_precision(config.precision, device)
         self.autocast = torch.autocast(device.type, DTYPES[self.precision], enabled=self.precision != "float32")
@@ -151,7 +144,7 @@ class Loop:
         self.train_index, self.validation_index = (
             index.to(device) for index in split(data.train_labels, config.validation_pictures)
         )
-        self.steps_per_epoch = len(self.train_index) // config.batch_size
+        self.steps_per_epoch = count_steps(config, data)
         self.optimizers = optimizers.build(network, config, DTYPES[self.precision])
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "float16")  # type: ignore[attr-defined]
 
@@ -386,8 +379,8 @@ class Loop:
     def time_evaluation(self) -> None:
         """Measure what the evaluation of one picture takes; a network in eval mode is not changed by it."""
         self.network.eval()
-        part = torch.arange(min(EVALUATION_BATCH, len(self.data.test_labels)), device=self.device)
-        for _ in range(2):  # the first one warms up
+        for count in (20, 100):  # the first one warms up
+            part = torch.arange(min(count, len(self.data.test_labels)), device=self.device)
             begun = time.monotonic()
             self.score(self.data.test_pictures, self.data.test_labels, part)
             self.evaluation_seconds = (time.monotonic() - begun) / len(part)
@@ -505,8 +498,19 @@ class Choices:
         if not self.cutout:
             return inputs
         rows, columns = (axis[first : first + len(inputs)] for axis in (self.kept_rows, self.kept_columns))
-        kept = rows[:, None, :, None] | columns[:, None, None, :]
-        return inputs * kept
+        return inputs.mul(rows[:, None, :, None] | columns[:, None, None, :])
+
+
+def count_steps(config: RunConfig, data: Dataset) -> int:
+    """Return the steps of an epoch. Raises ConfigError where there are too few pictures for one."""
+    left = max(0, len(data.train_labels) - config.validation_pictures)
+    if left < config.batch_size:
+        raise ConfigError(
+            "batch_size",
+            f"{data.name} has {len(data.train_labels):,} training pictures; with {config.validation_pictures:,} held "
+            f"out, {left:,} are left, too few for a batch of {config.batch_size:,}.",
+        )
+    return left // config.batch_size
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

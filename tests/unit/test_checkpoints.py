@@ -1,0 +1,147 @@
+"""Weights that anyone may have written: what is refused, and in which words."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cnn_demo import checkpoints, runs
+from cnn_demo.config import RunConfig
+from cnn_demo.data import Dataset
+from cnn_demo.errors import CheckpointError
+from cnn_demo.models import build
+
+METADATA = {
+    "model": "resnet50",
+    "dataset": "cifar10",
+    "classes": json.dumps([f"class {i}" for i in range(10)]),
+    "mean": "[0.5, 0.5, 0.5]",
+    "std": "[0.25, 0.25, 0.25]",
+    "step": "7",
+    "validation_accuracy": "0.5",
+}
+
+
+def write(file: Path, weights: dict[str, torch.Tensor], **metadata: str) -> Path:
+    save_file({k: v.contiguous() for k, v in weights.items()}, file, METADATA | metadata)
+    return file
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return build("resnet50", 10, 0).state_dict()
+
+
+def test_a_good_file_is_read_whatever_its_number_format(tmp_path: Path, weights: dict) -> None:
+    x = torch.randn(2, 3, 32, 32)
+    expected = build("resnet50", 10, 0).eval()(x)
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+    for name, content in (("a", weights), ("b", halves)):
+        found = checkpoints.find_checkpoint(tmp_path, str(write(tmp_path / name, content)))
+        assert (found.model, found.step, found.validation_accuracy) == ("resnet50", 7, 0.5)
+        network = found.network()
+        assert not network.training and all(p.dtype == torch.float32 for p in network.parameters())
+        torch.testing.assert_close(network(x), expected, rtol=0.02, atol=0.02)
+
+
+def test_it_is_found_by_name_folder_and_file(tmp_path: Path, weights: dict) -> None:
+    (tmp_path / "root" / "vgg16").mkdir(parents=True)
+    (tmp_path / "root" / "resnet50-x").mkdir()
+    file = write(tmp_path / "root" / "resnet50-x" / "model.safetensors", weights)
+    write(tmp_path / "root" / "vgg16" / "model.safetensors", weights)
+    for name in ("resnet50-x", str(file), str(file.parent)):
+        assert checkpoints.find_checkpoint(tmp_path / "root", name).name == name
+    assert checkpoints.checkpoint_names(tmp_path / "root") == ["vgg16", "resnet50-x"]
+    with pytest.raises(CheckpointError, match=r"no checkpoint 'resnet'.*vgg16, resnet50-x"):
+        checkpoints.find_checkpoint(tmp_path / "root", "resnet")
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return exec, ("raise SystemExit('unpickled')",)
+
+
+def pickled(file: Path, weights: dict) -> None:
+    file.write_bytes(pickle.dumps(Evil()))
+
+
+def torch_saved(file: Path, weights: dict) -> None:
+    torch.save({"x": Evil()}, file)
+
+
+def cut(file: Path, weights: dict) -> None:
+    write(file, weights)
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def nothing(file: Path, weights: dict) -> None:
+    file.touch()
+
+
+def text(file: Path, weights: dict) -> None:
+    file.write_text("hello, I am no tensor file at all")
+
+
+def huge(file: Path, weights: dict) -> None:
+    with file.open("wb") as opened:
+        opened.truncate(checkpoints.CHECKPOINT_BYTES + 1)
+
+
+def without_metadata(file: Path, weights: dict) -> None:
+    save_file({k: v.contiguous() for k, v in weights.items()}, file)
+
+
+def other_shapes(file: Path, weights: dict) -> None:
+    write(file, weights, model="vgg16")
+
+
+def many_classes(file: Path, weights: dict) -> None:
+    write(file, weights, classes=json.dumps(["x"] * 100_000))
+
+
+def no_such_model(file: Path, weights: dict) -> None:
+    write(file, weights, model="__import__")
+
+
+def integers(file: Path, weights: dict) -> None:
+    write(file, {k: v.to(torch.int64) for k, v in weights.items()})
+
+
+def bad_mean(file: Path, weights: dict) -> None:
+    write(file, weights, mean='["a", 0, 0]')
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (pickled, "looks like a pickle"),
+        (torch_saved, "looks like a pickle"),
+        (cut, "not a whole safetensors file"),
+        (nothing, "not a whole safetensors file"),
+        (text, "not a whole safetensors file"),
+        (huge, "larger than any checkpoint"),
+        (without_metadata, "does not say what it is"),
+        (other_shapes, "its tensors are not those of one"),
+        (many_classes, "does not say what it is"),
+        (no_such_model, "does not say what it is"),
+        (integers, "torch.int64"),
+        (bad_mean, "does not say what it is"),
+    ],
+)
+def test_a_hostile_or_broken_file_is_one_sentence(tmp_path: Path, weights: dict, make: object, words: str) -> None:
+    make(tmp_path / "model.safetensors", weights)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        checkpoints.find_checkpoint(tmp_path, str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_cannot_start_from_another_network_or_other_classes(tmp_path: Path, weights: dict, tiny: Dataset) -> None:
+    write(tmp_path / "a.safetensors", weights)
+    for model, words in (("vgg16", "is a resnet50, the run trains a vgg16"), ("resnet50", "knows other classes")):
+        config = RunConfig(model=model, dataset="shapes", epochs=1, start_from=str(tmp_path / "a.safetensors"))
+        with pytest.raises(CheckpointError, match=words):
+            runs.create(tmp_path / "runs", config, tiny)
+    assert not (tmp_path / "runs").exists()
