@@ -21,11 +21,13 @@ from . import config as configs
 from . import settings
 from .config import MODELS, RunConfig, flag
 from .errors import CnnDemoError, DownloadError, InputError
+from .history import History, course_log
 
 if TYPE_CHECKING:
     import torch
 
     from .data import Dataset
+    from .events import Progress
     from .runs import Run
 
 
@@ -135,87 +137,70 @@ def load_data(name: str, arguments: argparse.Namespace, where: settings.Settings
     except DownloadError as error:
         if required:
             raise
-        print(f"{error}\nTraining on shapes instead: ten classes of pictures that the program draws.", file=sys.stderr)
+        say(f"{error}\nTraining on shapes instead: ten classes of pictures that the program draws.")
         found = data.draw_shapes()
-    print(f"data      {found.name}, from {found.source}", file=sys.stderr)
+    say(f"data      {found.name}: {found.source}")
     return found
 
 
 def follow(run: Run, data: Dataset, as_json: bool) -> int:
-    """Drive a run, showing what happens; print its result."""
+    """Drive a run, showing what happens on stderr; print its result."""
     from . import runs as run_folders
-    from .events import CheckpointSaved, EpochDone, Progress, RunFinished, RunStarted
+    from .events import EpochDone, Progress, RunFinished, RunStarted
     from .training import keep_freed_memory
 
     keep_freed_memory()
-    print(f"run       {run.id}\ncommand   {run.config.to_command()}", file=sys.stderr)
-    show = line_reporter()
-    total = f"/{run.config.epochs}" if run.config.epochs else ""
-    finished = None
+    show, history = line_reporter(), History()
+    say(f"run       {run.id}\ncommand   {run.config.to_command()}")
     with stop_on_interrupt() as stop:
         for event in run_folders.drive(run, data, pick_device(), stop):
+            history = history.fold(event)
             match event:
                 case RunStarted():
-                    print(
-                        f"training  on {event.device}, {event.precision}, {event.train_pictures:,} pictures "
-                        f"({event.validation_pictures:,} held out), from step {event.step}",
-                        file=sys.stderr,
-                    )
+                    pictures = f"{event.train_pictures:,} pictures ({event.validation_pictures:,} held out)"
+                    say(f"training  {pictures} on {event.device}, {event.precision}, from step {event.step}")
                 case Progress():
-                    loss = "" if event.loss is None else f"loss {event.loss:.3f}  "
-                    rate = f"{event.images_per_second:,.0f} images/s  " if event.images_per_second else ""
-                    left = "" if event.seconds_left is None else f"{clock(event.seconds_left)} left"
-                    show(
-                        f"{event.phase:<9} epoch {event.epoch}{total}  step {event.step}  {loss}{rate}{left}",
-                        event.share,
-                    )
-                case EpochDone(validation_accuracy=None):
-                    clear_line()
-                    print(f"epoch {event.epoch}{total}  train loss {event.train_loss:.3f}", file=sys.stderr)
+                    for line in course_log(event, history, run.config.epochs):
+                        say(line)
+                    show(progress_text(event), event.share)
                 case EpochDone():
-                    clear_line()
-                    best = "  best so far" if event.best else ""
-                    print(
-                        f"epoch {event.epoch}{total}  train loss {event.train_loss:.3f}  validation loss "
-                        f"{event.validation_loss:.3f}  accuracy {event.validation_accuracy:.2%}{best}",
-                        file=sys.stderr,
-                    )
+                    text = f"epoch {event.epoch}  train loss {event.train_loss:.3f}"
+                    if event.validation_accuracy is not None:
+                        text += (
+                            f"  validation loss {event.validation_loss:.3f}  accuracy {event.validation_accuracy:.2%}"
+                        )
+                    say(text + "  best so far" * event.best)
                 case RunFinished():
-                    finished = event
-                case CheckpointSaved():
-                    pass
-    assert finished is not None
-    clear_line()
-    checkpoint = run.folder / "model.safetensors"
+                    clear_line()
+    end, checkpoint = history.finished, str(run.folder / "model.safetensors")
+    assert end is not None
     if as_json:
         result = {
-            "run_id": run.id,
-            "model": run.config.model,
-            "dataset": data.name,
-            "reason": finished.reason,
-            "epochs": finished.epochs,
-            "steps": finished.step,
-            "seconds": round(finished.seconds, 2),
-            "images_per_second": round(finished.images_per_second, 1),
-            "validation_accuracy": finished.validation_accuracy,
-            "test_accuracy": finished.test_accuracy,
-            "checkpoint": str(checkpoint),
+            **{"run_id": run.id, "model": run.config.model, "dataset": data.name, "reason": end.reason},
+            **{"epochs": end.epochs, "steps": end.step, "seconds": round(end.seconds, 2)},
+            **{"images_per_second": round(end.images_per_second, 1), "validation_accuracy": end.validation_accuracy},
+            **{"test_accuracy": end.test_accuracy, "checkpoint": checkpoint},
         }
         print(json.dumps(result))
-    else:
-        print(f"{finished.reason}: {finished.message}")
-        print(f"{finished.step} steps in {clock(finished.seconds)}, {finished.images_per_second:,.0f} images/s")
-        if finished.test_accuracy is not None:
-            print(
-                f"test accuracy {finished.test_accuracy:.2%} on {finished.test_pictures:,} pictures, "
-                f"with the weights of step {finished.best_step}"
-            )
-        print(f"checkpoint {checkpoint}")
-        if finished.reason == "stopped":
-            print(f"continue with: python -m cnn_demo continue {run.id}")
-        else:
-            print(f"try it with: python -m cnn_demo classify PICTURE --checkpoint {run.id}")
+        return 0
+    print(f"{end.reason}: {end.message}")
+    print(f"{end.step} steps in {clock(end.seconds)}, {end.images_per_second:,.0f} images/s")
+    if end.test_accuracy is not None:
+        print(
+            f"test accuracy {end.test_accuracy:.2%} on {end.test_pictures:,} pictures, weights of step {end.best_step}"
+        )
+    print(f"checkpoint {checkpoint}")
+    again = "continue" if end.reason == "stopped" else "classify PICTURE --checkpoint"
+    print(f"next: python -m cnn_demo {again} {run.id}")
     return 0
+
+
+def progress_text(event: Progress) -> str:
+    """Return where a run is, for the living line."""
+    loss = "" if event.loss is None else f"  loss {event.loss:.3f}"
+    rate = f"  {event.images_per_second:,.0f} images/s" if event.images_per_second else ""
+    left = "" if event.seconds_left is None else f"  {clock(event.seconds_left)} left"
+    return f"{event.phase:<10} epoch {event.epoch}  step {event.step}{loss}{rate}{left}"
 
 
 def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
@@ -238,12 +223,12 @@ def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
                 print(f"{file}: {top}")
         except InputError as error:
             row["error"] = str(error)
-            print(f"cnn_demo: {error}", file=sys.stderr)
+            say(f"cnn_demo: {error}")
         rows.append(row)
     if arguments.json:
         print(json.dumps(rows))
     else:
-        print(f"by {names[0]} ({checkpoint.model}), which knows only: {', '.join(checkpoint.classes)}", file=sys.stderr)
+        say(f"by {names[0]} ({checkpoint.model}), which knows only: {', '.join(checkpoint.classes)}")
     return 2 if rows and all(row["error"] for row in rows) else 0
 
 
@@ -274,28 +259,17 @@ def stages(arguments: argparse.Namespace, where: settings.Settings) -> int:
         print(json.dumps(table))
         return 0
     print(f"{table['model']}, for a picture of 3x{size}x{size}; MACs and memory for one picture, FLOPs = 2 x MACs\n")
-    heads = (
-        "stage",
-        "what is in it",
-        "output CxHxW",
-        "values",
-        "stride",
-        "field px",
-        "parameters",
-        "MACs",
-        "memory KiB",
-    )
-    lines = []
+    heads = ("stage", "what is in it", "output CxHxW", "values", "stride", "field px", "parameters", "MACs", "KiB")
+    lines, values = [], 0
     for stage in table["stages"]:
         channels, height, width = stage["output"]
-        numbers = [channels * height * width] + [
-            stage[key] for key in ("stride", "receptive_field", "parameters", "macs")
-        ]
+        values += channels * height * width
+        numbers = [channels * height * width, stage["stride"], stage["receptive_field"]]
+        cells = [f"{n:,}" for n in (*numbers, stage["parameters"], stage["macs"])]
         shape, memory = f"{channels}x{height}x{width}", f"{stage['activation_bytes'] / 1024:,.2f}"
-        lines.append([stage["name"], stage["description"], shape, *(f"{n:,}" for n in numbers), memory])
-    total = sum(stage["activation_bytes"] for stage in table["stages"])
-    sums = [f"{total // 4:,}", "", "", f"{table['parameters']:,}", f"{table['macs']:,}", f"{total / 1024:,.2f}"]
-    lines.append(["total", "", "", *sums])
+        lines.append([stage["name"], stage["description"], shape, *cells, memory])
+    sums = [f"{table['parameters']:,}", f"{table['macs']:,}", f"{values * 4 / 1024:,.2f}"]
+    lines.append(["total", "", "", f"{values:,}", "", "", *sums])
     print_table(heads, lines, left=3)
     return 0
 
@@ -304,23 +278,16 @@ def runs(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`runs`: one row a run."""
     from . import runs as run_folders
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run in run_folders.listing(where.checkpoints):
-        history = run.history()
-        try:
-            model, dataset = run.config.model, run.config.dataset
-        except InputError:
-            model = dataset = "damaged"
+        history, row = run.history(), {"run_id": run.id, "model": "damaged", "dataset": "damaged"}
+        with contextlib.suppress(InputError):
+            row |= {"model": run.config.model, "dataset": run.config.dataset}
+        best, end = history.best, history.finished
         rows.append(
-            {
-                "run_id": run.id,
-                "model": model,
-                "dataset": dataset,
-                "state": history.state,
-                "step": history.latest.step if history.latest else 0,
-                "validation_accuracy": history.best.validation_accuracy if history.best else None,
-                "test_accuracy": history.finished.test_accuracy if history.finished else None,
-            }
+            {**row, "state": history.state, "step": history.latest.step if history.latest else 0}
+            | {"validation_accuracy": best.validation_accuracy if best else None}
+            | {"test_accuracy": end.test_accuracy if end else None}
         )
     if arguments.json:
         print(json.dumps(rows))
@@ -379,8 +346,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        clear_line()
-        print("stopping and saving; press again to leave at once", file=sys.stderr)
+        say("stopping and saving; press again to leave at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -388,6 +354,12 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def say(text: str) -> None:
+    """Print a line to stderr, in place of the living one."""
+    clear_line()
+    print(text, file=sys.stderr)
 
 
 def line_reporter() -> Callable[[str, float], None]:

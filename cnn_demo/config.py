@@ -70,11 +70,7 @@ class RunConfig:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     validation_pictures: int = setting(
-        "training pictures held out to choose the best weights; 0: keep the last weights",
-        int,
-        5000,
-        low=0,
-        high=25_000,
+        "training pictures held out to choose the best weights; 0: keep the last weights", int, 5000, low=0, high=25_000
     )
     seed: int = setting("where every random choice starts", int, 0, low=0, high=2**31 - 1)
     start_from: str | None = setting("a checkpoint to start from: its name, run id, folder or file", str, None)

@@ -107,7 +107,7 @@ def load(name: str, *, folder: Path | None, cache: Path, hub: str, toronto: str,
         with suppress(SafetensorError, OSError, KeyError, ValueError):
             tensors = load_file(cached)
             if (len(tensors["train_pictures"]), len(tensors["test_pictures"])) == CIFAR10_PICTURES:
-                return _cifar10(f"the cache ({cached})", **tensors)
+                return _cifar10(str(cached), **tensors)
     pictures = fetch(cache, hub, toronto, report)
     names = ("train_pictures", "train_labels", "test_pictures", "test_labels")
     with suppress(OSError, SafetensorError):  # a full or read-only disk costs the next start time, nothing else

@@ -45,3 +45,19 @@ class History:
             case RunFinished():
                 return replace(seen, state=event.reason, finished=event)
         raise TypeError(f"unknown event {event!r}")
+
+
+def course_log(event: Progress, history: History, epochs: int | None) -> list[str]:
+    """Return the course project's log lines for the 100th steps in an event: `Epoch [1/1], Step [100/500] Loss: ...`.
+
+    `epochs` is the budget; of a budget in seconds nobody knows it.
+    """
+    if history.started is None:
+        return []
+    lines = []
+    for step, loss in event.logged:
+        epoch, position = divmod(step - 1, history.started.steps_per_epoch)
+        total = f"/{epochs}" if epochs else ""
+        place = f"Step [{position + 1}/{history.started.steps_per_epoch}]"
+        lines.append(f"Epoch [{epoch + 1}{total}], {place} Loss: {loss:.4f}")
+    return lines

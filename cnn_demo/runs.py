@@ -69,10 +69,14 @@ class Run:
         with _writing(self.folder):
             file = (self.folder / "lock").open("w")
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"The run {self.id} is being trained by another process.") from None
+            for _ in range(20):  # whoever asks is_held holds the lock for a moment, too
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.02)
+            else:
+                raise RunError(f"The run {self.id} is being trained by another process.")
             self._repair_log()
             yield
 
@@ -110,11 +114,18 @@ class Run:
     def append(self, event: Event) -> Event:
         """Write an event to the log and return it with its `seq`. All but progress is synced to the disk."""
         event = replace(event, seq=self._next_seq)
-        with _writing(self._log), self._log.open("ab") as file:
-            file.write(json.dumps(events.to_dict(event)).encode() + b"\n")
-            if not isinstance(event, events.Progress):
-                file.flush()
-                os.fsync(file.fileno())
+        size = self._log.stat().st_size if self._log.exists() else 0
+        with _writing(self._log):
+            try:
+                with self._log.open("ab") as file:
+                    file.write(json.dumps(events.to_dict(event)).encode() + b"\n")
+                    if not isinstance(event, events.Progress):
+                        file.flush()
+                        os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(self._log, size)  # no half line for the next one to be glued to
+                raise
         self._next_seq += 1
         return event
 

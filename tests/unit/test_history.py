@@ -1,0 +1,74 @@
+"""Events to JSON and back, and a run's history from its events."""
+
+import json
+
+import pytest
+
+from cnn_demo import events
+from cnn_demo.events import CheckpointSaved, EpochDone, Event, Progress, RunFinished, RunQueued, RunStarted
+from cnn_demo.history import History, course_log
+
+STARTED = RunStarted(
+    step=0,
+    steps_per_epoch=500,
+    device="CPU",
+    precision="float32",
+    parameters=7,
+    train_pictures=50_000,
+    validation_pictures=0,
+    test_pictures=10_000,
+)
+RUN = [
+    RunQueued(seq=0),
+    STARTED,
+    CheckpointSaved(step=0, best_step=0),
+    Progress(phase="training", epoch=1, step=90, share=0.1, loss=2.0, loss_low=1.5, loss_high=2.5),
+    Progress(phase="training", epoch=1, step=310, share=0.3, loss=1.0, logged=((100, 1.25), (200, 1.0), (300, 0.75))),
+    Progress(phase="validating", epoch=1, step=500, share=0.5),
+    EpochDone(epoch=1, step=500, train_loss=1.0, validation_loss=0.9, validation_accuracy=0.7, best=True),
+    EpochDone(epoch=2, step=1000, train_loss=0.8, validation_loss=0.95, validation_accuracy=0.6, best=False),
+    RunFinished(reason="finished", message="The budget is spent.", epochs=2, step=1000, test_accuracy=0.69),
+]
+
+
+@pytest.mark.parametrize("event", RUN, ids=lambda event: type(event).__name__)
+def test_an_event_survives_json(event: Event) -> None:
+    assert events.from_dict(json.loads(json.dumps(events.to_dict(event)))) == event
+
+
+def test_the_state_follows_the_events() -> None:
+    history, states = History(), []
+    for event in RUN:
+        history = history.fold(event)
+        states.append(history.state)
+    assert states[:2] == ["queued", "training"] and states[5] == "validating" and states[-1] == "finished"
+    assert [p.step for p in history.curve] == [90, 310]
+    assert history.best is RUN[6] and history.epochs == (RUN[6], RUN[7]) and history.finished is RUN[-1]
+
+
+def test_a_continuation_replaces_what_was_lost() -> None:
+    history = History()
+    for event in [*RUN[:8], RunStarted(**{n: getattr(STARTED, n) for n in RunStarted.__slots__} | {"step": 200})]:
+        history = history.fold(event)
+    assert [p.step for p in history.curve] == [90] and history.epochs == () and history.best is None
+
+
+def test_something_else_is_no_event() -> None:
+    with pytest.raises(TypeError, match="unknown event"):
+        History().fold(Event())
+    with pytest.raises(KeyError):
+        events.from_dict({"kind": "Exec", "command": "rm"})
+
+
+def test_the_log_of_the_course_project() -> None:
+    history = History().fold(STARTED)
+    assert course_log(RUN[4], history, 1) == [
+        "Epoch [1/1], Step [100/500] Loss: 1.2500",
+        "Epoch [1/1], Step [200/500] Loss: 1.0000",
+        "Epoch [1/1], Step [300/500] Loss: 0.7500",
+    ]
+    second = Progress(phase="training", epoch=2, step=500, share=1, logged=((500, 0.5), (600, 0.25)))
+    assert course_log(second, history, None) == [
+        "Epoch [1], Step [500/500] Loss: 0.5000",
+        "Epoch [2], Step [100/500] Loss: 0.2500",
+    ]
