@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,10 @@ def find_checkpoint(root: Path, name: str) -> Checkpoint:
     """
     candidates = [root / name] if NAME.fullmatch(name) else []
     for path in (*candidates, Path(name)):
-        file = path / "model.safetensors" if path.is_dir() else path
-        if file.is_file():
-            return read_checkpoint(file, name)
+        with suppress(OSError):  # a name too long for a path
+            file = path / "model.safetensors" if path.is_dir() else path
+            if file.is_file():
+                return read_checkpoint(file, name)
     known = ", ".join(checkpoint_names(root)[:5]) or "none yet"
     raise CheckpointError(
         f"There is no checkpoint {name!r}. Give a name ({known}), a run's folder or a .safetensors file."
@@ -61,7 +63,7 @@ def find_checkpoint(root: Path, name: str) -> Checkpoint:
 
 
 def checkpoint_names(root: Path) -> list[str]:
-    """Return the names of all checkpoints in `root`: the shipped ones (without a log), then runs, latest first."""
+    """Return the names of all checkpoints in `root`: those named after their network, then runs, the latest first."""
     folders = [path.parent for path in root.glob("*/model.safetensors") if NAME.fullmatch(path.parent.name)]
     shipped = {folder.name for folder in folders if folder.name in BUILDERS}
     rest = sorted((f for f in folders if f.name not in shipped), key=lambda f: f.stat().st_mtime, reverse=True)
@@ -87,20 +89,21 @@ def read_checkpoint(file: Path, name: str) -> Checkpoint:
             fields = _metadata(tensors.metadata() or {})
             with torch.device("meta"):
                 expected = BUILDERS[fields["model"]](len(fields["classes"])).state_dict()
-            shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+            slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
+            shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
             if shapes != {key: tuple(value.shape) for key, value in expected.items()}:
                 raise CheckpointError(f"{file} says it is a {fields['model']}, but its tensors are not those of one.")
-            weights = {key: tensors.get_tensor(key) for key in shapes}
-    except (KeyError, ValueError, TypeError) as error:
+            for key, part in slices.items():
+                allowed = ("F32", "F16", "BF16") if expected[key].is_floating_point() else ("I64",)
+                if part.get_dtype() not in allowed:
+                    raise CheckpointError(f"{file}: {key} is {part.get_dtype()}; {', '.join(allowed)} is allowed.")
+            weights = {key: tensors.get_tensor(key).to(expected[key].dtype) for key in shapes}
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{file} does not say what it is (model, classes, mean, std): {error}.") from error
     except SafetensorError as error:
         raise CheckpointError(f"{file} is not a whole safetensors file ({error}).") from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror}).") from error
-    for key, value in weights.items():
-        if expected[key].is_floating_point() != value.is_floating_point() or value.dtype == torch.float64:
-            raise CheckpointError(f"{file}: {key} is {value.dtype}, which no checkpoint here uses.")
-        weights[key] = value.to(expected[key].dtype)
     return Checkpoint(name=name, weights=weights, **fields)
 
 
@@ -114,7 +117,7 @@ def _metadata(metadata: dict[str, str]) -> dict[str, Any]:
     if not isinstance(classes, list) or not 2 <= len(classes) <= 1000 or not all(isinstance(c, str) for c in classes):
         raise ValueError("classes")
     for values in (mean, std):
-        if not isinstance(values, list) or len(values) != 3 or not all(0 <= float(v) <= 1 for v in values):
+        if not isinstance(values, list) or len(values) != 3 or not all(0 < float(v) <= 1 for v in values):
             raise ValueError("mean or std")
     return {
         "model": metadata["model"],

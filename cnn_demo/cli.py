@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
-        print("cnn_demo: left at once; the last checkpoint is kept.", file=sys.stderr)
+        print("cnn_demo: left at once; what was saved before is kept.", file=sys.stderr)
         return 1
 
 
@@ -137,7 +137,7 @@ def load_data(name: str, arguments: argparse.Namespace, where: settings.Settings
     except DownloadError as error:
         if required:
             raise
-        say(f"{error}\nTraining on shapes instead: ten classes of pictures that the program draws.")
+        say(f"{error}\nUsing shapes instead: ten classes of pictures that the program draws.")
         found = data.draw_shapes()
     say(f"data      {found.name}: {found.source}")
     return found
@@ -162,7 +162,7 @@ def follow(run: Run, data: Dataset, as_json: bool) -> int:
                 case Progress():
                     for line in course_log(event, history, run.config.epochs):
                         say(line)
-                    show(progress_text(event), event.share)
+                    show(progress_text(event, history), event.share)
                 case EpochDone():
                     text = f"epoch {event.epoch}  train loss {event.train_loss:.3f}"
                     if event.validation_accuracy is not None:
@@ -179,7 +179,7 @@ def follow(run: Run, data: Dataset, as_json: bool) -> int:
             **{"run_id": run.id, "model": run.config.model, "dataset": data.name, "reason": end.reason},
             **{"epochs": end.epochs, "steps": end.step, "seconds": round(end.seconds, 2)},
             **{"images_per_second": round(end.images_per_second, 1), "validation_accuracy": end.validation_accuracy},
-            **{"test_accuracy": end.test_accuracy, "checkpoint": checkpoint},
+            **{"test_accuracy": end.test_accuracy, "test_pictures": end.test_pictures, "checkpoint": checkpoint},
         }
         print(json.dumps(result))
         return 0
@@ -195,12 +195,14 @@ def follow(run: Run, data: Dataset, as_json: bool) -> int:
     return 0
 
 
-def progress_text(event: Progress) -> str:
-    """Return where a run is, for the living line."""
+def progress_text(event: Progress, history: History) -> str:
+    """Return where a run is, for the living line; the accuracy is that of the last validation."""
+    accuracies = [epoch.validation_accuracy for epoch in history.epochs if epoch.validation_accuracy is not None]
+    accuracy = f"  accuracy {accuracies[-1]:.2%}" if accuracies else ""
     loss = "" if event.loss is None else f"  loss {event.loss:.3f}"
     rate = f"  {event.images_per_second:,.0f} images/s" if event.images_per_second else ""
     left = "" if event.seconds_left is None else f"  {clock(event.seconds_left)} left"
-    return f"{event.phase:<10} epoch {event.epoch}  step {event.step}{loss}{rate}{left}"
+    return f"{event.phase:<10} epoch {event.epoch}  step {event.step}{loss}{accuracy}{rate}{left}"
 
 
 def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
@@ -233,17 +235,14 @@ def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
 
 
 def picture_files(paths: list[Path]) -> Iterator[Path]:
-    """Yield the files; of a folder, all with a picture's suffix, by name."""
+    """Yield the files; of a folder, all with a picture's suffix, by name, or the folder itself if there are none."""
     from .inference import SUFFIXES
 
     for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        if not files:
-            raise InputError(f"The folder {path} holds no pictures ({', '.join(SUFFIXES)}).")
-        yield from files
+        files: list[Path] = []
+        with contextlib.suppress(OSError):
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        yield from files or [path]
 
 
 def stages(arguments: argparse.Namespace, where: settings.Settings) -> int:

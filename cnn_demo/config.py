@@ -55,7 +55,13 @@ class RunConfig:
     schedule: str = setting(
         "how the learning rate moves over the budget", str, "one_cycle", choices=("constant", "cosine", "one_cycle")
     )
-    weight_decay: float = setting("decay of weight matrices and kernels per step", float, 5e-4, low=0, high=1)
+    weight_decay: float = setting(
+        "decay of weight matrices and kernels (Muon keeps its kernels at a fixed norm instead)",
+        float,
+        5e-4,
+        low=0,
+        high=1,
+    )
     label_smoothing: float = setting("share of the target given to all classes alike", float, 0.1, low=0, high=0.5)
     augmentation: str = setting(
         "random changes of each picture: mirror, shift by up to 2 px (with cutout 4 px), an 8x8 hole",
@@ -87,11 +93,12 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def to_command(self) -> str:
-        """Return the command line that makes this run; fields at their default are left out."""
+        """Return the command line that makes this run; fields at their usual value are left out."""
         words = ["python", "-m", "cnn_demo", "train", self.model]
         for field in dataclasses.fields(self)[1:]:
             value = getattr(self, field.name)
-            if value != field.default:
+            usual = LEARNING_RATES[self.optimizer] if field.name == "learning_rate" else field.default
+            if value != usual:
                 words += [flag(field.name), repr(value) if isinstance(value, float) else str(value)]
         return shlex.join(words)
 

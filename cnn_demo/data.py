@@ -6,6 +6,7 @@ A data set is held whole, as uint8, so that it can live on the device. CIFAR-10'
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
@@ -20,7 +21,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -85,9 +86,9 @@ def split(labels: Tensor, held_out: int) -> tuple[Tensor, Tensor]:
     return indices[~chosen], indices[chosen]
 
 
-def normalise(pictures: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalise(pictures: Tensor, mean: Tensor | tuple[float, ...], std: Tensor | tuple[float, ...]) -> Tensor:
     """Return uint8 `N,3,H,W` as float32 with `mean` (of values 0 to 1) at 0 and one `std` at 1."""
-    centre, scale = (torch.tensor(values, device=pictures.device).view(3, 1, 1) * 255 for values in (mean, std))
+    centre, scale = (torch.as_tensor(v, device=pictures.device).view(3, 1, 1) * 255 for v in (mean, std))
     return (pictures.float() - centre) / scale
 
 
@@ -104,18 +105,20 @@ def load(name: str, *, folder: Path | None, cache: Path, hub: str, toronto: str,
         return read_folder(folder, report)
     cached = cache / "cifar10.safetensors"
     if cached.is_file():
-        with suppress(SafetensorError, OSError, KeyError, ValueError):
+        with suppress(SafetensorError, OSError, KeyError, ValueError, TypeError):
             tensors = load_file(cached)
             if (len(tensors["train_pictures"]), len(tensors["test_pictures"])) == CIFAR10_PICTURES:
                 return _cifar10(str(cached), **tensors)
     pictures = fetch(cache, hub, toronto, report)
     names = ("train_pictures", "train_labels", "test_pictures", "test_labels")
-    with suppress(OSError, SafetensorError):  # a full or read-only disk costs the next start time, nothing else
-        part = cached.with_suffix(f".{os.getpid()}.part")
+    part = cached.with_suffix(f".{os.getpid()}.part")
+    try:
         save_file({name: getattr(pictures, name) for name in names}, part)
         os.replace(part, cached)
         for name in (*HUB_FILES, TORONTO_FILE):
             (cache / name).unlink(missing_ok=True)
+    except (OSError, SafetensorError):  # a full disk costs the next start time, nothing else
+        part.unlink(missing_ok=True)
     return pictures
 
 
@@ -123,8 +126,15 @@ def fetch(cache: Path, hub: str, toronto: str, report: Report) -> Dataset:
     """Download CIFAR-10 from the Hub or, where that fails, from Toronto, into `cache`, and read it."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        lock = (cache / "lock").open("w")
     except OSError as error:
-        raise DiskError(f"The cache folder {cache} cannot be made ({error.strerror}); set CNN_DEMO_CACHE.") from error
+        raise DiskError(f"The cache folder {cache} cannot be used ({error.strerror}); set CNN_DEMO_CACHE.") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, and then finds the files
+        return _fetch(cache, hub, toronto, report)
+
+
+def _fetch(cache: Path, hub: str, toronto: str, report: Report) -> Dataset:
     try:
         for file, checksum in HUB_FILES.items():
             download(f"{hub}/{HUB_PATH}/{file}", cache / file, checksum, report)
@@ -170,6 +180,8 @@ def download(url: str, path: Path, checksum: str, report: Report) -> None:
                 raise DiskError(f"{part} cannot be written ({os.strerror(error.errno or 0)}).") from error
             if attempt == 2:
                 raise DownloadError(f"{url} could not be reached ({getattr(error, 'reason', error)}).") from error
+        except ValueError as error:
+            raise DownloadError(f"{url} is not an address ({error}).") from error
         except HTTPException as error:
             if attempt == 2:
                 raise DownloadError(f"{url} broke off three times; the next try goes on there.") from error
@@ -277,8 +289,12 @@ def _parquet(path: Path, report: Report) -> tuple[Tensor, Tensor]:
             pictures[i] = pixels.view(32, 32, 3).permute(2, 0, 1)
             if i % 1000 == 0:
                 report(f"decoding {path.name}", i / len(labels))
-    except (pyarrow.ArrowException, OSError, KeyError, TypeError, RuntimeError, UnidentifiedImageError) as error:
-        raise DataError(f"{path} is not one of the Hub's CIFAR-10 files ({str(error).splitlines()[0]}).") from error
+    except (pyarrow.ArrowException, OSError, LookupError, TypeError, RuntimeError, SyntaxError, ValueError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise DataError(f"{path} is not one of the Hub's CIFAR-10 files ({reason}).") from error
+    expected = PICTURES_PER_BATCH * (5 if "train" in path.name else 1)
+    if len(labels) != expected:
+        raise DataError(f"{path} is not one of the Hub's CIFAR-10 files: {len(labels):,} pictures, not {expected:,}.")
     return _checked(path, pictures, labels)
 
 

@@ -39,7 +39,9 @@ class History:
                 return replace(seen, state=event.phase, latest=event, curve=curve)
             case EpochDone():
                 best = event if event.best else self.best
-                return replace(seen, epochs=(*self.epochs, event), best=best)
+                # a kill between the log and the checkpoint lets an epoch end twice
+                epochs = tuple(epoch for epoch in self.epochs if epoch.step < event.step)
+                return replace(seen, epochs=(*epochs, event), best=best)
             case CheckpointSaved():
                 return replace(seen, saved=event)
             case RunFinished():

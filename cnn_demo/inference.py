@@ -18,6 +18,7 @@ from .models import Network
 INPUT_PX = 32
 LARGEST_PX = 100_000_000  # width x height; a phone's largest photos have 50 to 200 million
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow knows more, some of which start other programs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,8 +31,10 @@ class Prediction:
 
 def read_picture(path: Path) -> Image.Image:
     """Return the picture of a file as RGB, upright. Raises DataError where it is none, damaged or too large."""
+    if path.is_dir():
+        raise DataError(f"The folder {path} holds no pictures ({', '.join(SUFFIXES)}).")
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             if picture.width * picture.height > LARGEST_PX:
                 raise DataError(f"{path} has {picture.width} x {picture.height} pixels; {LARGEST_PX:,} are allowed.")
             return to_rgb(picture)

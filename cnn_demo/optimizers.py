@@ -42,20 +42,21 @@ class Muon(torch.optim.Optimizer):
                         state["momentum_buffer"] = torch.zeros_like(kernel)
                     momentum = state["momentum_buffer"].mul_(MUON_MOMENTUM).add_(kernel.grad)
                     gradients.append(kernel.grad.add(momentum, alpha=MUON_MOMENTUM).flatten(1))  # Nesterov
-                updates = orthogonal(torch.stack(gradients).to(self.dtype)).to(kernels[0].dtype)
+                updates = orthogonal(torch.stack(gradients), self.dtype).to(kernels[0].dtype)
                 for kernel, update in zip(kernels, updates, strict=True):
                     kernel.mul_(math.sqrt(len(kernel)) / kernel.norm())
                     kernel.sub_(update.view_as(kernel), alpha=group["lr"])
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
+def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Return for each of `B,m,n` about the nearest matrix whose singular values are all 1.
 
     Three Newton-Schulz iterations with the quintic of Jordan et al. (as above); the values end within 0.7 to 1.2.
+    dtype: of the products.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-12)).to(dtype)  # scaled before it is shortened
     for _ in range(3):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)

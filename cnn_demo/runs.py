@@ -247,8 +247,7 @@ def drive(run: Run, data: Dataset, device: torch.device, stop: Callable[[], bool
         config = run.config
         start = run.load_snapshot()
         network = build(config.model, len(data.classes), config.seed)
-        weights = starting_weights(run.folder.parent, config, data)
-        if start is None and weights is not None:
+        if start is None and (weights := starting_weights(run.folder.parent, config, data)) is not None:
             network.load_state_dict(weights)
         step = start.step if start else 0
         try:

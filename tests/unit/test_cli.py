@@ -17,7 +17,7 @@ from cnn_demo.data import Dataset
 
 ROOT = Path(__file__).parents[2]
 TRAIN_KEYS = {"run_id", "model", "dataset", "reason", "epochs", "steps", "seconds", "images_per_second"}
-TRAIN_KEYS |= {"validation_accuracy", "test_accuracy", "checkpoint"}
+TRAIN_KEYS |= {"validation_accuracy", "test_accuracy", "test_pictures", "checkpoint"}
 
 
 @pytest.fixture
@@ -53,10 +53,12 @@ def test_train_then_classify_then_list(root: Path, tmp_path: Path, capsys: pytes
     Image.new("RGB", (50, 40), "blue").save(tmp_path / "pictures" / "a.JPG")
     (tmp_path / "pictures" / "note.txt").touch()
     (tmp_path / "bad.png").write_text("no picture")
-    files = [str(tmp_path / "bad.png"), str(tmp_path / "pictures")]
+    (tmp_path / "empty").mkdir()
+    files = [str(tmp_path / "bad.png"), str(tmp_path / "pictures"), str(tmp_path / "empty")]
     assert cli.main(["classify", *files, "--checkpoint", result["run_id"], "--json"]) == 0
     rows = last_json(capsys)
-    assert [Path(row["file"]).name for row in rows] == ["bad.png", "a.JPG", "b.png"]
+    assert [Path(row["file"]).name for row in rows] == ["bad.png", "a.JPG", "b.png", "empty"]
+    assert "holds no pictures" in rows[3]["error"]
     assert list(rows[0]) == ["file", "checkpoint", "predictions", "error"]
     assert "is not a picture" in rows[0]["error"] and rows[0]["predictions"] == []
     assert rows[1]["error"] is None and len(rows[1]["predictions"]) == 10
@@ -109,6 +111,8 @@ BAD = [
     ["train"],
     ["train", "vgg16", "--colour", "red"],
     ["fly"],
+    ["train", "vgg16", "--dataset", "shapes", "--start-from", __file__],
+    ["train", "vgg16", "--dataset", "shapes", "--start-from", "x" * 300],
     ["continue", "../x"],
     ["continue", "nothing"],
     ["classify", "x.png"],
@@ -212,7 +216,7 @@ def test_ctrl_c_stops_and_saves_and_continue_goes_on(tmp_path: Path) -> None:
     process = start(
         tmp_path, "train", "resnet50", *["--dataset", "shapes", "--epochs", "9", "--batch-size", "64", "--json"]
     )
-    wait_for(process, "training  epoch")
+    wait_for(process, "images/s")
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
     wait_for(process, "stopping and saving")

@@ -27,6 +27,7 @@ def parse(command: str) -> RunConfig:
         RunConfig(model="vgg16", seconds=60),
         RunConfig(model="resnet50", epochs=3, batch_size=64, optimizer="sgd", learning_rate=0.05, seed=7),
         RunConfig(model="vgg16", seconds=12.5, optimizer="adamw", learning_rate=0.001, precision="float32"),
+        RunConfig(model="vgg16", epochs=1, optimizer="adamw"),  # with Muon's rate, which is not its usual one
         RunConfig(model="resnet50_full", epochs=1, start_from="a b'c", label_smoothing=0, augmentation="none"),
         override(preset("best", "vgg16"), {}),
         override(preset("course", "resnet50"), {}),

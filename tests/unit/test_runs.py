@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,15 @@ def test_starting_from_a_checkpoint_starts_with_its_weights(tmp_path: Path, tiny
             break
     a, b = (load_file(r.folder / "model.safetensors") for r in (first, second))
     assert event.step == 0 and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_goes_on_without_the_checkpoint_it_started_from(tmp_path: Path, tiny: Dataset) -> None:
+    first = runs.create(tmp_path, CONFIG, tiny)
+    drive(first, tiny, stop_at=3)
+    second = runs.create(tmp_path, RunConfig(**CONFIG.to_dict() | {"start_from": first.id}), tiny)
+    drive(second, tiny, stop_at=3)
+    shutil.rmtree(first.folder)
+    assert drive(second, tiny)[-1].reason == "finished"
 
 
 def test_a_cut_last_line_is_passed_over_and_then_cut_off(tmp_path: Path, tiny: Dataset) -> None:
@@ -205,7 +215,8 @@ def test_kill_9_at_any_moment_leaves_a_run_that_loads_and_continues(tmp_path: Pa
     assert kills >= 3 and steps == sorted(steps) and any(steps)
     a, b = (load_file(r.folder / "model.safetensors") for r in (whole, run))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert whole.history().epochs[-1].validation_loss == run.history().epochs[-1].validation_loss
+    told = [[(e.step, e.train_loss, e.validation_loss) for e in r.history().epochs] for r in (whole, run)]
+    assert told[0] == told[1] and [step for step, *_ in told[0]] == [5, 10, 15, 20]
 
 
 def test_the_history_of_a_killed_and_continued_run_has_no_step_twice(tmp_path: Path, tiny: Dataset) -> None:
