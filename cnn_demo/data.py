@@ -31,7 +31,12 @@ from .errors import DataError, DiskError, DownloadError
 Report = Callable[[str, float], None]  # what is being done, and how much of it is done (0 to 1)
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+SHAPE_CLASSES = ("disc", "ring", "square", "frame", "triangle", "diamond", "cross", "plus", "bars", "crescent")
+SETS = {  # classes, mean and std of red, green and blue
+    "cifar10": (CIFAR10_CLASSES, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "shapes": (SHAPE_CLASSES, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)),
+}
+TENSORS = ("train_pictures", "train_labels", "test_pictures", "test_labels")
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 PICTURES_PER_BATCH = 10_000
 CIFAR10_PICTURES = (50_000, 10_000)  # training, test
@@ -44,9 +49,6 @@ HUB_FILES = {
 }
 TORONTO_FILE = "cifar-10-binary.tar.gz"
 TORONTO_SUM = "md5:c32a1d4ab5d03f1284b67883e8d87530"  # as printed on https://www.cs.toronto.edu/~kriz/cifar.html
-
-SHAPE_CLASSES = ("disc", "ring", "square", "frame", "triangle", "diamond", "cross", "plus", "bars", "crescent")
-SHAPES_MEAN, SHAPES_STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,8 +70,7 @@ class Dataset:
 
     def to(self, device: torch.device) -> Dataset:
         """Return the same set on a device."""
-        names = ("train_pictures", "train_labels", "test_pictures", "test_labels")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 
 
 def split(labels: Tensor, held_out: int) -> tuple[Tensor, Tensor]:
@@ -108,12 +109,11 @@ def load(name: str, *, folder: Path | None, cache: Path, hub: str, toronto: str,
         with suppress(SafetensorError, OSError, KeyError, ValueError, TypeError):
             tensors = load_file(cached)
             if (len(tensors["train_pictures"]), len(tensors["test_pictures"])) == CIFAR10_PICTURES:
-                return _cifar10(str(cached), **tensors)
+                return _dataset("cifar10", str(cached), *(tensors[name] for name in TENSORS))
     pictures = fetch(cache, hub, toronto, report)
-    names = ("train_pictures", "train_labels", "test_pictures", "test_labels")
     part = cached.with_suffix(f".{os.getpid()}.part")
     try:
-        save_file({name: getattr(pictures, name) for name in names}, part)
+        save_file({name: getattr(pictures, name) for name in TENSORS}, part)
         os.replace(part, cached)
         for name in (*HUB_FILES, TORONTO_FILE):
             (cache / name).unlink(missing_ok=True)
@@ -148,12 +148,12 @@ def _fetch(cache: Path, hub: str, toronto: str, report: Report) -> Dataset:
             f"CIFAR-10 could not be downloaded. {from_hub} {error} Name a folder that holds it with --data, "
             "or train on the pictures that the program draws with --dataset shapes."
         ) from error
-    batches = {}
+    batches = []
     with tarfile.open(cache / TORONTO_FILE) as archive:  # read in memory: nothing is unpacked to a path from outside
         for name in BATCHES:
             member = archive.extractfile(f"cifar-10-batches-bin/{name}.bin")
             assert member is not None, name
-            batches[name] = _binary_batch(Path(name), member.read())
+            batches.append(_binary_batch(Path(name), member.read()))
     return _joined(toronto, batches)
 
 
@@ -223,8 +223,11 @@ def read_folder(folder: Path, report: Report) -> Dataset:
     for place in (folder, folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py", folder / "plain_text"):
         for suffix, read in ((".bin", _binary_batch), ("", _python_batch)):
             if any((place / (name + suffix)).is_file() for name in BATCHES):
-                paths = {name: place / (name + suffix) for name in BATCHES}
-                return _joined(str(place), {name: read(path, _content(path)) for name, path in paths.items()})
+                paths = [place / (name + suffix) for name in BATCHES]
+                try:
+                    return _joined(str(place), [read(path, path.read_bytes()) for path in paths])
+                except OSError as error:
+                    raise DataError(f"{error.filename} cannot be read ({error.strerror}).") from error
         if any((place / name).is_file() for name in HUB_FILES):
             train, test = (_parquet(place / name, report) for name in HUB_FILES)
             return _ordered(str(place), train, test)
@@ -232,13 +235,6 @@ def read_folder(folder: Path, report: Report) -> Dataset:
         f"The data folder {folder} holds no CIFAR-10: expected data_batch_1.bin to test_batch.bin (binary layout), "
         f"data_batch_1 to test_batch (Python layout), or {' and '.join(HUB_FILES)}."
     )
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def _binary_batch(path: Path, content: bytes) -> tuple[Tensor, Tensor]:
@@ -304,10 +300,10 @@ def _checked(path: Path, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     return pictures, labels
 
 
-def _joined(source: str, batches: dict[str, tuple[Tensor, Tensor]]) -> Dataset:
+def _joined(source: str, batches: list[tuple[Tensor, Tensor]]) -> Dataset:
     """Return the set of the official six batches; the last is the test set."""
-    pictures, labels = zip(*(batches[name] for name in BATCHES[:-1]), strict=True)
-    return _ordered(source, (torch.cat(pictures), torch.cat(labels)), batches[BATCHES[-1]])
+    pictures, labels = zip(*batches[:-1], strict=True)
+    return _ordered(source, (torch.cat(pictures), torch.cat(labels)), batches[-1])
 
 
 def _ordered(source: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> Dataset:
@@ -321,25 +317,14 @@ def _ordered(source: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tens
         order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
         return pictures[order], labels[order]
 
-    train_pictures, train_labels = sort(*train)
-    test_pictures, test_labels = sort(*test)
-    return _cifar10(source, train_pictures, train_labels, test_pictures, test_labels)
+    return _dataset("cifar10", source, *sort(*train), *sort(*test))
 
 
-def _cifar10(
-    source: str, train_pictures: Tensor, train_labels: Tensor, test_pictures: Tensor, test_labels: Tensor
-) -> Dataset:
-    return Dataset(
-        name="cifar10",
-        source=source,
-        classes=CIFAR10_CLASSES,
-        mean=CIFAR10_MEAN,
-        std=CIFAR10_STD,
-        train_pictures=train_pictures,
-        train_labels=train_labels,
-        test_pictures=test_pictures,
-        test_labels=test_labels,
-    )
+def _dataset(name: str, source: str, *tensors: Tensor) -> Dataset:
+    """Return the set of the four TENSORS."""
+    classes, mean, std = SETS[name]
+    parts = dict(zip(TENSORS, tensors, strict=True))
+    return Dataset(name=name, source=source, classes=classes, mean=mean, std=std, **parts)
 
 
 def draw_shapes() -> Dataset:
@@ -348,19 +333,7 @@ def draw_shapes() -> Dataset:
     They are the same in every process: the generator's seed is fixed.
     """
     generator = torch.Generator().manual_seed(10)
-    train_pictures, train_labels = _shapes(12_000, generator)
-    test_pictures, test_labels = _shapes(3_000, generator)
-    return Dataset(
-        name="shapes",
-        source="drawn by the program",
-        classes=SHAPE_CLASSES,
-        mean=SHAPES_MEAN,
-        std=SHAPES_STD,
-        train_pictures=train_pictures,
-        train_labels=train_labels,
-        test_pictures=test_pictures,
-        test_labels=test_labels,
-    )
+    return _dataset("shapes", "drawn by the program", *_shapes(12_000, generator), *_shapes(3_000, generator))
 
 
 def _shapes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -129,61 +129,39 @@ def resnet50(classes: int) -> Network:
 
     The last block of stages 1 and 2 halves the map, with the stride in its first 1x1; convolutions carry a bias.
     """
-    return _resnet(
-        stem=[Conv2d(3, 64, 7, 2, padding=3), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)],
-        stem_text="conv7x7/2-BN-ReLU, max-pool3x3/2",
-        stem_stride=4,
-        depths=(3, 4, 6),
-        halving={1: "last", 2: "last"},
-        course=True,
-        classes=classes,
-    )
+    stem = [Conv2d(3, 64, 7, 2, padding=3), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)]
+    return _resnet(stem, "conv7x7/2-BN-ReLU, max-pool3x3/2", 4, [(3, 3), (4, 4), (6, 0)], True, classes)
 
 
 def resnet50_full(classes: int) -> Network:
     """ResNet50 with all four stages (3-4-6-3, stride in the 3x3) and a 3x3/1 stem for small pictures."""
-    return _resnet(
-        stem=[Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)],
-        stem_text="conv3x3-BN-ReLU",
-        stem_stride=1,
-        depths=(3, 4, 6, 3),
-        halving={2: "first", 3: "first", 4: "first"},
-        course=False,
-        classes=classes,
-    )
+    stem = [Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)]
+    return _resnet(stem, "conv3x3-BN-ReLU", 1, [(3, 0), (4, 1), (6, 1), (3, 1)], False, classes)
 
 
 def _resnet(
-    *,
-    stem: list[nn.Module],
-    stem_text: str,
-    stem_stride: int,
-    depths: tuple[int, ...],
-    halving: dict[int, str],
-    course: bool,
-    classes: int,
+    stem: list[nn.Module], stem_text: str, stride: int, layout: list[tuple[int, int]], course: bool, classes: int
 ) -> Network:
-    """Build a bottleneck network; `halving` says in which block of which stage the map is halved."""
-    parts: list[tuple[Stage, nn.Module]] = []
-    names = ("conv", "bn", "relu", "pool")
-    stem_module = nn.Sequential(OrderedDict(zip(names, stem, strict=False)))
-    parts.append((Stage(name="stem", description=stem_text, channels=64, stride=stem_stride), stem_module))
-    inputs, stride = 64, stem_stride
-    for number, depth in enumerate(depths, start=1):
+    """Build a bottleneck network; `layout` gives each stage's depth and which of its blocks halves the map (0: none).
+
+    stride: of the stem. course: convolutions carry a bias, and a halving block strides in its first 1x1.
+    """
+    stem_module = nn.Sequential(OrderedDict(zip(("conv", "bn", "relu", "pool"), stem, strict=False)))
+    parts: list[tuple[Stage, nn.Module]] = [
+        (Stage(name="stem", description=stem_text, channels=64, stride=stride), stem_module)
+    ]
+    inputs = 64
+    for number, (depth, halving) in enumerate(layout, start=1):
         width = 32 * 2**number
-        halves_at = {"first": 1, "last": depth}.get(halving.get(number, ""))
         blocks: OrderedDict[str, nn.Module] = OrderedDict()
         for i in range(1, depth + 1):
-            step = 2 if i == halves_at else 1
+            step = 2 if i == halving else 1
             blocks[f"block{i}"] = Bottleneck(inputs, width, 4 * width, step, stride_in_first=course, bias=course)
             inputs, stride = 4 * width, stride * step
-        text = f"{depth} bottlenecks {width}-{width}-{4 * width}"
-        if halves_at:
-            text += f", the {halving[number]} one halves"
+        text = f"{depth} bottlenecks {width}-{width}-{4 * width}" + (f", block {halving} halves" if halving else "")
         stage = Stage(name=f"stage{number}", description=text, channels=4 * width, stride=stride)
         parts.append((stage, nn.Sequential(blocks)))
-    text = f"average pool, {inputs}-classes"
-    head = Stage(name="classifier", description=text, channels=classes, stride=None)
+    head = Stage(name="classifier", description=f"average pool, {inputs}-classes", channels=classes, stride=None)
     parts.append((head, _head(("fc", nn.Linear(inputs, classes)))))
     return Network(parts)
 

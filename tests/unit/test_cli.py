@@ -187,14 +187,15 @@ def test_help_answers_at_once_and_without_torch() -> None:
     assert b"--learning-rate" in found.stdout
 
 
-def test_stages_answers_within_two_seconds() -> None:
-    best = min(timed("stages", "resnet50") for _ in range(3))
-    assert best < 2
+def test_stages_takes_little_more_than_the_import_of_torch() -> None:
+    """Under 2 s in all where the import takes its usual 1.1 s; a shared machine takes longer for both."""
+    importing = min(timed("-c", "import torch") for _ in range(3))
+    assert min(timed("-m", "cnn_demo", "stages", "resnet50") for _ in range(3)) < importing + 0.6
 
 
 def timed(*arguments: str) -> float:
     begun = time.monotonic()
-    subprocess.run([sys.executable, "-m", "cnn_demo", *arguments], check=True, capture_output=True, cwd=ROOT)
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=ROOT)
     return time.monotonic() - begun
 
 
