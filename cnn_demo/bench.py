@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from .config import RunConfig
+from .config import from_dict
 from .data import Dataset
 from .events import Progress
 from .models import Conv2d, build
@@ -75,9 +75,9 @@ def images_per_second(loop: Iterator[int], device: torch.device) -> float:
 
 def our_loop(model: str, data: Dataset, device: torch.device) -> Generator[int, None, None]:
     """Yield the step of each progress event of the real training loop."""
-    config = RunConfig(
-        model=model, dataset=data.name, epochs=1000, batch_size=BATCH_SIZE, optimizer="sgd", schedule="constant"
-    )
+    recipe = {"epochs": 1000, "batch_size": BATCH_SIZE, "optimizer": "sgd", "schedule": "constant"}
+    # nothing held out: the plain loop has no validation that could fall into a turn either
+    config = from_dict({"model": model, "dataset": data.name, "validation_pictures": 0, **recipe})
     network = build(model, len(data.classes), config.seed)
     for event in train(network, data, config, device=device, stop=lambda: False):
         if isinstance(event, Progress) and event.phase == "training":

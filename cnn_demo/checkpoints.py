@@ -108,7 +108,7 @@ def read_checkpoint(file: Path, name: str) -> Checkpoint:
 
 
 def _metadata(metadata: dict[str, str]) -> dict[str, Any]:
-    """Return the checked fields of a checkpoint's metadata. Raises KeyError, ValueError or TypeError."""
+    """Return the checked fields of a checkpoint's metadata. Raises what a bad value makes Python raise."""
     classes = json.loads(metadata["classes"])
     mean, std = json.loads(metadata["mean"]), json.loads(metadata["std"])
     accuracy = json.loads(metadata["validation_accuracy"])

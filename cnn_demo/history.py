@@ -18,7 +18,6 @@ class History:
     curve: tuple[Progress, ...] = ()
     epochs: tuple[EpochDone, ...] = ()
     best: EpochDone | None = None
-    saved: CheckpointSaved | None = None
     finished: RunFinished | None = None
 
     def fold(self, event: Event) -> History:
@@ -43,7 +42,7 @@ class History:
                 epochs = tuple(epoch for epoch in self.epochs if epoch.step < event.step)
                 return replace(seen, epochs=(*epochs, event), best=best)
             case CheckpointSaved():
-                return replace(seen, saved=event)
+                return seen
             case RunFinished():
                 return replace(seen, state=event.reason, finished=event)
         raise TypeError(f"unknown event {event!r}")

@@ -268,7 +268,6 @@ class Loop:
         if values:
             self.training_seconds += now - self.mark
             self.untold_seconds += now - self.mark
-        self.mark = now
         self.recent = []
         self.untold += values
         for value in values:  # one by one, so that the sum does not depend on when it was collected
