@@ -1,29 +1,13 @@
-"""Starts CNN Demo's page: settings from the environment, build, launch. A Space runs this file.
+"""Starts CNN Demo's page: settings from the environment, build, launch. A Space runs this file."""
 
-For now the page says what the command line can do already; training and classifying in the browser are not here yet.
-"""
-
-import gradio as gr
-
-TEXT = """
-# CNN Demo
-
-Train VGG16 or ResNet50 on CIFAR-10, watch it learn, classify a picture with it.
-
-**This page is not built yet.** All of it works from a terminal, in this folder:
-
-    .venv/bin/python -m cnn_demo stages vgg16
-    .venv/bin/python -m cnn_demo train resnet50 --seconds 60
-    .venv/bin/python -m cnn_demo classify PICTURE
-"""
-
-
-def build() -> gr.Blocks:
-    """Return the page."""
-    with gr.Blocks(title="CNN Demo", analytics_enabled=False) as page:
-        gr.Markdown(TEXT)
-    return page
-
+from cnn_demo import settings
+from cnn_demo.service import Service
+from cnn_demo.ui.app import build, launch_options
 
 if __name__ == "__main__":
-    build().launch(ssr_mode=False)
+    service = Service(settings.read())
+    service.prepare()
+    try:
+        build(service).launch(**launch_options())
+    finally:
+        service.close()  # a run that is active stops and can be continued

@@ -26,7 +26,10 @@ CHECKPOINT_BYTES = 400_000_000  # four times the largest network, in float32
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Checkpoint:
-    """Weights and what they need to be used. step: of the run they come from; validation_accuracy: there, 0 to 1."""
+    """Weights and what they need to be used.
+
+    step: of the run they come from; validation_accuracy: there, 0 to 1; limits: there, see training.Score.
+    """
 
     name: str
     model: str
@@ -36,6 +39,7 @@ class Checkpoint:
     std: tuple[float, float, float]
     step: int
     validation_accuracy: float | None
+    limits: tuple[float, float] | None
     weights: dict[str, Tensor]
 
     def network(self) -> Network:
@@ -112,6 +116,7 @@ def _metadata(metadata: dict[str, str]) -> dict[str, Any]:
     classes = json.loads(metadata["classes"])
     mean, std = json.loads(metadata["mean"]), json.loads(metadata["std"])
     accuracy = json.loads(metadata["validation_accuracy"])
+    limits = json.loads(metadata.get("limits", "null"))
     if metadata["model"] not in BUILDERS:
         raise ValueError(f"model {metadata['model']!r}")
     if not isinstance(classes, list) or not 2 <= len(classes) <= 1000 or not all(isinstance(c, str) for c in classes):
@@ -127,4 +132,5 @@ def _metadata(metadata: dict[str, str]) -> dict[str, Any]:
         "std": tuple(std),
         "step": int(metadata["step"]),
         "validation_accuracy": None if accuracy is None else float(accuracy),
+        "limits": None if limits is None else (float(limits[0]), float(limits[1])),
     }

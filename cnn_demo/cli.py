@@ -114,7 +114,7 @@ def train(arguments: argparse.Namespace, where: settings.Settings) -> int:
         config = dataclasses.replace(config, dataset=data.name)
     from . import runs as run_folders
 
-    run = run_folders.create(where.checkpoints, config, data)
+    run = run_folders.create(where.checkpoints, config)
     return follow(run, data, arguments.json)
 
 
@@ -219,7 +219,7 @@ def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
         row: dict[str, Any] = {"file": str(file), "checkpoint": names[0], "predictions": [], "error": None}
         try:
             pixels = inference.to_input(inference.crop(inference.read_picture(file)))
-            row["predictions"] = [dataclasses.asdict(p) for p in inference.classify(network, checkpoint, pixels)]
+            row |= dataclasses.asdict(inference.classify(network, checkpoint, pixels))
             if not arguments.json:
                 top = ", ".join(f"{p['label']} {inference.percent(p['score'])}" for p in row["predictions"][:3])
                 print(f"{file}: {top}")

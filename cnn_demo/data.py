@@ -32,9 +32,9 @@ Report = Callable[[str, float], None]  # what is being done, and how much of it 
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHAPE_CLASSES = ("disc", "ring", "square", "frame", "triangle", "diamond", "cross", "plus", "bars", "crescent")
-SETS = {  # classes, mean and std of red, green and blue
-    "cifar10": (CIFAR10_CLASSES, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "shapes": (SHAPE_CLASSES, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)),
+SETS = {  # classes, mean and std of red, green and blue, training pictures
+    "cifar10": (CIFAR10_CLASSES, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 50_000),
+    "shapes": (SHAPE_CLASSES, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3), 12_000),
 }
 TENSORS = ("train_pictures", "train_labels", "test_pictures", "test_labels")
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
@@ -322,7 +322,7 @@ def _ordered(source: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tens
 
 def _dataset(name: str, source: str, *tensors: Tensor) -> Dataset:
     """Return the set of the four TENSORS."""
-    classes, mean, std = SETS[name]
+    classes, mean, std, _ = SETS[name]
     parts = dict(zip(TENSORS, tensors, strict=True))
     return Dataset(name=name, source=source, classes=classes, mean=mean, std=std, **parts)
 
@@ -333,7 +333,9 @@ def draw_shapes() -> Dataset:
     They are the same in every process: the generator's seed is fixed.
     """
     generator = torch.Generator().manual_seed(10)
-    return _dataset("shapes", "drawn by the program", *_shapes(12_000, generator), *_shapes(3_000, generator))
+    return _dataset(
+        "shapes", "drawn by the program", *_shapes(SETS["shapes"][3], generator), *_shapes(3_000, generator)
+    )
 
 
 def _shapes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

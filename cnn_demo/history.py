@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .events import CheckpointSaved, EpochDone, Event, Progress, RunFinished, RunQueued, RunStarted
@@ -62,3 +64,22 @@ def course_log(event: Progress, history: History, epochs: int | None) -> list[st
         place = f"Step [{position + 1}/{history.started.steps_per_epoch}]"
         lines.append(f"Epoch [{epoch + 1}{total}], {place} Loss: {loss:.4f}")
     return lines
+
+
+def thin(curve: Sequence[Progress], count: int) -> list[Progress]:
+    """Return at most `count` points: each the last of its neighbours, with their mean loss and both extremes."""
+    size = math.ceil(len(curve) / count)
+    if size <= 1:
+        return list(curve)
+    points = []
+    for first in range(0, len(curve), size):
+        part = [point for point in curve[first : first + size] if point.loss is not None]
+        points.append(
+            replace(
+                part[-1],
+                loss=sum(point.loss or 0.0 for point in part) / len(part),
+                loss_low=min(point.loss_low or 0.0 for point in part),
+                loss_high=max(point.loss_high or 0.0 for point in part),
+            )
+        )
+    return points

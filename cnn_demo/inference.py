@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,9 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from .checkpoints import Checkpoint
+from .checkpoints import NAME, Checkpoint, find_checkpoint
 from .data import normalise
-from .errors import DataError
+from .errors import CheckpointError, DataError
 from .models import Network
 
 INPUT_PX = 32
@@ -27,6 +30,15 @@ class Prediction:
 
     label: str
     score: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """All classes, the most likely first, and whether the picture or the answer is beyond the checkpoint's limits."""
+
+    predictions: list[Prediction]
+    unusual: bool
+    unsure: bool
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -73,12 +85,51 @@ def to_input(square: Image.Image) -> Tensor:
     return pixels
 
 
-def classify(network: Network, checkpoint: Checkpoint, pixels: Tensor) -> list[Prediction]:
-    """Return all classes, the most likely first, for uint8 `3,32,32`. `network` is the checkpoint's, in eval mode."""
+def classify(network: Network, checkpoint: Checkpoint, pixels: Tensor) -> Answer:
+    """Return the answer for uint8 `3,32,32`. `network` is the checkpoint's, in eval mode."""
     with torch.inference_mode():
-        scores = network(normalise(pixels[None], checkpoint.mean, checkpoint.std))[0].softmax(0)
+        logits = network(normalise(pixels[None], checkpoint.mean, checkpoint.std))[0]
+    scores = logits.softmax(0)
     order = scores.argsort(descending=True).tolist()
-    return [Prediction(label=checkpoint.classes[i], score=float(scores[i])) for i in order]
+    highest_energy, lowest_score = checkpoint.limits or (math.inf, 0.0)
+    return Answer(
+        predictions=[Prediction(label=checkpoint.classes[i], score=float(scores[i])) for i in order],
+        unusual=float(-logits.logsumexp(0)) > highest_energy,
+        unsure=float(scores.max()) < lowest_score,
+    )
+
+
+class Classifier:
+    """Answers by the checkpoints of one folder; keeps the latest few networks in memory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        self._loaded: OrderedDict[tuple[str, int], tuple[Checkpoint, Network]] = OrderedDict()
+
+    def answer(self, name: str, square: Image.Image) -> tuple[Checkpoint, Answer]:
+        """Return the checkpoint of a name (never a path) and its answer to a square picture.
+
+        Raises CheckpointError where there is none of that name, or it cannot be used.
+        """
+        if not NAME.fullmatch(name):
+            raise CheckpointError(f"{name[:80]!r} is not the name of a checkpoint.")
+        checkpoint, network = self._load(name)
+        return checkpoint, classify(network, checkpoint, to_input(square))
+
+    def _load(self, name: str) -> tuple[Checkpoint, Network]:
+        file = self._root / name / "model.safetensors"
+        key = (name, file.stat().st_mtime_ns if file.is_file() else 0)  # a run in training writes it again
+        with self._lock:
+            if key not in self._loaded:
+                checkpoint = find_checkpoint(self._root, name)
+                self._loaded[key] = replace(checkpoint, weights={}), checkpoint.network()
+                for old in [known for known in self._loaded if known[0] == name and known != key]:
+                    del self._loaded[old]
+            self._loaded.move_to_end(key)
+            while len(self._loaded) > 4:
+                self._loaded.popitem(last=False)
+            return self._loaded[key]
 
 
 def percent(score: float) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -36,7 +37,7 @@ from . import config as configs
 from . import events
 from .checkpoints import NAME, find_checkpoint, read_checkpoint
 from .config import RunConfig
-from .data import Dataset
+from .data import SETS, Dataset
 from .errors import CheckpointError, CnnDemoError, ConfigError, DiskError, RunError
 from .events import CheckpointSaved, Event, RunFinished, RunQueued
 from .history import History
@@ -80,6 +81,17 @@ class Run:
             self._repair_log()
             yield
 
+    @cached_property
+    def owner(self) -> str:
+        """The hash of its owner's secret; "" where nobody owns it: it was shipped, or made from the command line."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / "owner").read_text()
+        return ""
+
+    def belongs_to(self, secret: str) -> bool:
+        """Tell whether `secret` is its owner's."""
+        return bool(secret) and secrets.compare_digest(self.owner, _hash(secret))
+
     def is_held(self) -> bool:
         """Tell whether a living process works on the run."""
         try:
@@ -114,7 +126,7 @@ class Run:
     def append(self, event: Event) -> Event:
         """Write an event to the log and return it with its `seq`. All but progress is synced to the disk."""
         event = replace(event, seq=self._next_seq)
-        size = self._log.stat().st_size if self._log.exists() else 0
+        size = self.log_bytes()
         with _writing(self._log):
             try:
                 with self._log.open("ab") as file:
@@ -151,6 +163,7 @@ class Run:
                     "std": json.dumps(data.std),
                     "step": str(snapshot.best_step),
                     "validation_accuracy": json.dumps(snapshot.best_accuracy),
+                    "limits": json.dumps(snapshot.best_limits),
                 }
                 _write(self.folder / "model.safetensors", _pack(snapshot.best, metadata))
             names = {kind: f"{kind}-{snapshot.step}.safetensors" for kind in ("weights", "optimizer")}
@@ -180,42 +193,63 @@ class Run:
                 optimizer=load_file(resume / names["optimizer"]),
                 best_step=best.step,
                 best_accuracy=best.validation_accuracy,
+                best_limits=best.limits,
                 best=best.weights,
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError, CheckpointError) as error:
             raise RunError(f"The saved state of {self.id} cannot be used ({error}).") from error
+
+    def end(self, reason: str, message: str) -> None:
+        """Log the end of a run that is not being trained."""
+        with self.held():
+            latest = self.history().latest
+            step, epochs = (latest.step, latest.epoch) if latest else (0, 0)
+            self.append(RunFinished(reason=reason, message=message, epochs=epochs, step=step))
+
+    def log_bytes(self) -> int:
+        """Return the size of the log; it changes whenever something happens."""
+        return self._log.stat().st_size if self._log.exists() else 0
 
     def drop_resume(self) -> None:
         """Remove what only a continuation needs, about twice the size of the weights."""
         shutil.rmtree(self.folder / "resume", ignore_errors=True)
 
 
-def create(root: Path, config: RunConfig, data: Dataset) -> Run:
-    """Make the folder of a new run and log RunQueued.
+def create(root: Path, config: RunConfig, owner: str = "") -> Run:
+    """Make the folder of a new run and log RunQueued. `owner` is a secret of whom it belongs to; "": of nobody.
 
     Raises:
         ConfigError: the data set has too few pictures for it.
         CheckpointError: `config.start_from` cannot be the start of this run.
         DiskError: the folder cannot be written.
     """
-    count_steps(config, data)
-    starting_weights(root, config, data)
-    run = Run(root / f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+    classes, mean, std, pictures = SETS[config.dataset]
+    count_steps(config, pictures)
+    starting_weights(root, config)
+    run = Run(root / f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}")
     description = {
         "model": config.model,
-        "classes": data.classes,
+        "classes": classes,
         "input_size": 32,
-        "mean": data.mean,
-        "std": data.std,
+        "mean": mean,
+        "std": std,
         "recipe": config.to_dict(),
         "command": config.to_command(),
         "versions": {name: version(name) for name in ("torch", "torchvision")},
     }
     with _writing(root, "Name another folder with CNN_DEMO_CHECKPOINTS."):
         run.folder.mkdir(parents=True)
+        if owner:
+            _write(run.folder / "owner", _hash(owner).encode())
         _write(run.folder / "config.json", json.dumps(description, indent=1).encode())
     run.append(RunQueued())
     return run
+
+
+def discard(run: Run) -> None:
+    """Remove the run's folder. Raises RunError while someone works on it, DiskError where it cannot be removed."""
+    with run.held(), _writing(run.folder):
+        shutil.rmtree(run.folder)
 
 
 def find(root: Path, run_id: str) -> Run:
@@ -247,7 +281,7 @@ def drive(run: Run, data: Dataset, device: torch.device, stop: Callable[[], bool
         config = run.config
         start = run.load_snapshot()
         network = build(config.model, len(data.classes), config.seed)
-        if start is None and (weights := starting_weights(run.folder.parent, config, data)) is not None:
+        if start is None and (weights := starting_weights(run.folder.parent, config)) is not None:
             network.load_state_dict(weights)
         step = start.step if start else 0
         try:
@@ -265,7 +299,7 @@ def drive(run: Run, data: Dataset, device: torch.device, stop: Callable[[], bool
             raise
 
 
-def starting_weights(root: Path, config: RunConfig, data: Dataset) -> dict[str, Tensor] | None:
+def starting_weights(root: Path, config: RunConfig) -> dict[str, Tensor] | None:
     """Return the weights that `config.start_from` names. Raises CheckpointError where they are for another network."""
     if config.start_from is None:
         return None
@@ -274,12 +308,17 @@ def starting_weights(root: Path, config: RunConfig, data: Dataset) -> dict[str, 
         raise CheckpointError(
             f"--start-from {config.start_from} is a {checkpoint.model}, the run trains a {config.model}."
         )
-    if checkpoint.classes != data.classes:
+    classes = SETS[config.dataset][0]
+    if checkpoint.classes != classes:
         raise CheckpointError(
             f"--start-from {config.start_from} knows other classes ({', '.join(checkpoint.classes[:3])}, …) "
-            f"than {data.name} ({', '.join(data.classes[:3])}, …)."
+            f"than {config.dataset} ({', '.join(classes[:3])}, …)."
         )
     return checkpoint.weights
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

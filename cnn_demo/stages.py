@@ -23,12 +23,14 @@ from .models import BUILDERS
 class StageSize:
     """One stage at one input size.
 
-    output: C,H,W. stride: input pixels per output pixel. receptive_field: input pixels one output pixel can see,
-    zero padding included. macs: for one picture. activation_bytes: the output map in float32, for one picture.
+    layers: convolutions and linear layers, projections not counted. output: C,H,W. stride: input pixels per output
+    pixel. receptive_field: input pixels one output pixel can see, zero padding included. macs: for one picture.
+    activation_bytes: the output map in float32, for one picture.
     """
 
     name: str
     description: str
+    layers: int
     output: tuple[int, int, int]
     stride: int
     receptive_field: int
@@ -74,6 +76,10 @@ def measure(model: str, input_size: int = 32, classes: int = 10) -> list[StageSi
             StageSize(
                 name=stage.name,
                 description=stage.description.replace("classes", str(classes)),
+                layers=sum(
+                    isinstance(module, (nn.Conv2d, nn.Linear)) and "projection" not in name
+                    for name, module, _, _ in inside
+                ),
                 output=(*output, 1, 1)[:3],  # type: ignore[arg-type]
                 stride=jump,
                 receptive_field=field,
@@ -94,6 +100,44 @@ def to_dict(model: str, input_size: int, sizes: list[StageSize]) -> dict[str, An
         "macs": sum(size.macs for size in sizes),
         "stages": [{key: getattr(size, key) for key in StageSize.__slots__} for size in sizes],
     }
+
+
+def explain(model: str, sizes: list[StageSize], index: int, input_size: int) -> str:
+    """Return two or three sentences on a stage: what halves, why channels grow, parameters against computation."""
+    size = sizes[index]
+    before = sizes[index - 1].output if index else (3, input_size, input_size)
+    channels, side = size.output[0], size.output[1]
+    if size.name == "classifier":
+        first = (
+            f"The {before[1]}x{before[2]} map becomes one value per channel, its mean, and {size.layers} linear "
+            f"{'layers turn' if size.layers > 1 else 'layer turns'} these {before[0]:,} values into one per class."
+        )
+    else:
+        halving = {
+            "stem": "a convolution and a max-pool that each step over every second pixel",
+            "vgg16": "a 2x2 max-pool at its end, which keeps the largest of four values",
+            "resnet50": "the first 1x1 convolution of its last block, which takes every second pixel",
+            "resnet50_full": "the 3x3 convolution of its first block, which takes every second pixel",
+        }["stem" if size.name == "stem" else model]
+        first = (
+            f"The map stays {side}x{side}."
+            if side == before[1]
+            else f"{before[1]}x{before[2]} becomes {side}x{side} by {halving}."
+        )
+        if channels > before[0]:
+            first += f" Channels grow from {before[0]} to {channels:,}: there are fewer places, so each may say more."
+    parameters = size.parameters / sum(other.parameters for other in sizes)
+    macs = size.macs / sum(other.macs for other in sizes)
+    second = f"It holds {parameters:.1%} of the parameters and does {macs:.1%} of the computation: "
+    if size.name == "classifier":
+        second += "each weight is used once per picture."
+    elif macs > parameters:
+        second += "its kernels are small but are used again at every place of a large map."
+    else:
+        second += "its kernels reach over many channels, but there are few places left to use them."
+    if size.receptive_field > input_size:
+        second += f" Each output value could see {size.receptive_field} px, more than the whole picture."
+    return f"{first} {second}"
 
 
 def _window(layer: nn.Module, given: torch.Size) -> tuple[int, int]:

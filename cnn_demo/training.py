@@ -74,7 +74,7 @@ def train(
                 test = yield from loop.test()
             if loop.untold:
                 yield loop.progress("testing")
-            yield loop.finished("finished", "The budget is spent.", test)
+            yield loop.finished("finished", "Finished: the budget is spent.", test)
         except Stopped:
             yield loop.snapshot()
             if loop.untold:
@@ -103,7 +103,7 @@ class Snapshot:
 
     validated_step: the step of the last validation. losses: the sum of the training losses since then. best: the
     weights to keep, None where they have not changed since the last snapshot; best_accuracy: None before the first
-    validation, when the best weights are the latest. scaler: of float16, else empty.
+    validation, when the best weights are the latest; best_limits: see Score. scaler: of float16, else empty.
     """
 
     step: int
@@ -113,6 +113,7 @@ class Snapshot:
     scaler: dict[str, float]
     best_step: int
     best_accuracy: float | None
+    best_limits: tuple[float, float] | None
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     best: dict[str, Tensor] | None
@@ -120,11 +121,16 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """What an evaluation found: mean loss in nats, accuracy 0 to 1, and over how many pictures."""
+    """What an evaluation found: mean loss in nats, accuracy 0 to 1, and over how many pictures.
+
+    limits: the energy (-logsumexp of the logits) that 95 % of the pictures stay below, and the top score that 95 %
+    reach: beyond them a picture is unusual, an answer unsure, for these weights (energy: arXiv 2010.03759).
+    """
 
     loss: float
     accuracy: float
     pictures: int
+    limits: tuple[float, float]
 
 
 class Loop:
@@ -148,17 +154,19 @@ class Loop:
         self.train_index, self.validation_index = (
             index.to(device) for index in split(data.train_labels, config.validation_pictures)
         )
-        self.steps_per_epoch = count_steps(config, data)
+        self.steps_per_epoch = count_steps(config, len(data.train_labels))
         self.optimizers = optimizers.build(network, config, DTYPES[self.precision])
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "float16")  # type: ignore[attr-defined]
 
         self.step = self.validated_step = self.best_step = 0
         self.losses, seconds_before = 0.0, 0.0
         self.best_accuracy: float | None = None
+        self.best_limits: tuple[float, float] | None = None
         self.best: dict[str, Tensor] | None = None
         if start is not None:
             self.step, self.validated_step, self.losses = start.step, start.validated_step, start.losses
             self.best_step, self.best_accuracy, self.best = start.best_step, start.best_accuracy, start.best
+            self.best_limits = start.best_limits
             seconds_before = start.seconds
             network.load_state_dict(start.weights)
             optimizers.load_state_tensors(network, self.optimizers, start.optimizer)
@@ -351,6 +359,7 @@ class Loop:
             scaler=self.scaler.state_dict(),
             best_step=self.best_step,
             best_accuracy=self.best_accuracy,
+            best_limits=self.best_limits,
             weights=weights,
             optimizer=optimizers.state_tensors(self.network, self.optimizers),
             best=best,
@@ -380,7 +389,7 @@ class Loop:
         for count in (20, 100):  # the first one warms up
             part = torch.arange(min(count, len(self.data.test_labels)), device=self.device)
             begun = time.monotonic()
-            self.score(self.data.test_pictures, self.data.test_labels, part)
+            self.evaluate_batch(self.data.test_pictures, part).sum().item()
             self.evaluation_seconds = (time.monotonic() - begun) / len(part)
         self.network.train()
 
@@ -407,6 +416,7 @@ class Loop:
                 raise Diverged
             if self.best_accuracy is None or score.accuracy >= self.best_accuracy:
                 self.best_step, self.best_accuracy, self.best_is_new = self.step, score.accuracy, True
+                self.best_limits = score.limits
                 self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
         yield EpochDone(
             seconds=self.seconds(),
@@ -443,28 +453,32 @@ class Loop:
     ) -> Generator[Event, None, Score]:
         """Yield progress through the pictures of `index`; return their Score, of those done by the deadline."""
         loss, correct, done = 0.0, 0, 0
+        energies, tops = [], []
         self.network.eval()
         try:
             for part in batches(len(index), EVALUATION_BATCH):
-                part_loss, part_correct = self.score(pictures, labels, index[part])
-                loss, correct, done = loss + part_loss, correct + part_correct, part.stop
+                logits, wanted = self.evaluate_batch(pictures, index[part]), labels[index[part]]
+                loss += F.cross_entropy(logits, wanted, reduction="sum").item()
+                correct += int((logits.argmax(1) == wanted).sum())
+                energies.append(-logits.logsumexp(1))
+                tops.append(logits.softmax(1).amax(1))
+                done = part.stop
                 if self.seconds() + EVALUATION_BATCH * self.evaluation_seconds >= deadline:
                     break
                 if self.seconds() - self.told >= PROGRESS_SECONDS:
                     yield self.progress(phase)
         finally:
             self.network.train()
-        return Score(loss=loss / done, accuracy=correct / done, pictures=done)
+        limits = (torch.cat(energies).quantile(0.95).item(), torch.cat(tops).quantile(0.05).item())
+        return Score(loss=loss / done, accuracy=correct / done, pictures=done, limits=limits)
 
-    def score(self, pictures: Tensor, labels: Tensor, index: Tensor) -> tuple[float, int]:
-        """Return the summed loss and the number of right answers on the pictures of `index`."""
+    def evaluate_batch(self, pictures: Tensor, index: Tensor) -> Tensor:
+        """Return the float32 logits `N,classes` of the pictures of `index`."""
         if self.stop():
             raise Stopped
-        with torch.inference_mode():
-            with self.autocast:
-                logits = self.network(normalise(pictures[index], self.mean, self.std))
-            loss = F.cross_entropy(logits.float(), labels[index], reduction="sum")
-            return loss.item(), int((logits.argmax(1) == labels[index]).sum())
+        with torch.inference_mode(), self.autocast:
+            logits: Tensor = self.network(normalise(pictures[index], self.mean, self.std))
+        return logits.float()
 
 
 class Choices:
@@ -501,13 +515,13 @@ class Choices:
         return inputs.mul(rows[:, None, :, None] | columns[:, None, None, :])
 
 
-def count_steps(config: RunConfig, data: Dataset) -> int:
-    """Return the steps of an epoch. Raises ConfigError where there are too few pictures for one."""
-    left = max(0, len(data.train_labels) - config.validation_pictures)
+def count_steps(config: RunConfig, pictures: int) -> int:
+    """Return the steps of an epoch over `pictures`. Raises ConfigError where these are too few for one."""
+    left = max(0, pictures - config.validation_pictures)
     if left < config.batch_size:
         raise ConfigError(
             "batch_size",
-            f"{data.name} has {len(data.train_labels):,} training pictures; with {config.validation_pictures:,} held "
+            f"{config.dataset} has {pictures:,} training pictures; with {config.validation_pictures:,} held "
             f"out, {left:,} are left, too few for a batch of {config.batch_size:,}.",
         )
     return left // config.batch_size

@@ -155,5 +155,5 @@ def test_a_run_cannot_start_from_another_network_or_other_classes(tmp_path: Path
         config = RunConfig(model=model, dataset="shapes", epochs=1, validation_pictures=0, batch_size=9)
         config = dataclasses.replace(config, start_from=str(tmp_path / "a.safetensors"))
         with pytest.raises(CheckpointError, match=words):
-            runs.create(tmp_path / "runs", config, tiny)
+            runs.create(tmp_path / "runs", config)
     assert not (tmp_path / "runs").exists()

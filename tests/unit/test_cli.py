@@ -107,7 +107,7 @@ BAD = [
     ["train", "vgg16", "--learning-rate", "-0.1"],
     ["train", "vgg16", "--learning-rate", "fast"],
     ["train", "vgg16", "--dataset", "shapes", "--start-from", "nothing"],
-    ["train", "vgg16", "--dataset", "shapes", "--batch-size", "4096"],
+    ["train", "vgg16", "--dataset", "shapes", "--batch-size", "4096", "--validation-pictures", "9000"],
     ["train"],
     ["train", "vgg16", "--colour", "red"],
     ["fly"],
@@ -157,7 +157,17 @@ def test_stages_prints_sums_that_add_up(capsys: pytest.CaptureFixture[str]) -> N
     assert cli.main(["stages", "resnet50", "--input-size", "224", "--json"]) == 0
     table = last_json(capsys)
     assert list(table) == ["model", "input", "parameters", "macs", "stages"] and table["input"] == [3, 224, 224]
-    keys = ["name", "description", "output", "stride", "receptive_field", "parameters", "macs", "activation_bytes"]
+    keys = [
+        "name",
+        "description",
+        "layers",
+        "output",
+        "stride",
+        "receptive_field",
+        "parameters",
+        "macs",
+        "activation_bytes",
+    ]
     assert all(list(stage) == keys for stage in table["stages"])
 
 

@@ -1,5 +1,6 @@
 """From any picture to the 32x32 the network sees, and honest text for scores."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,12 +97,18 @@ def test_all_classes_are_scored_the_likeliest_first() -> None:
         std=(0.2, 0.2, 0.2),
         step=0,
         validation_accuracy=None,
+        limits=None,
         weights=network.state_dict(),
     )
-    found = inference.classify(checkpoint.network(), checkpoint, torch.zeros(3, 32, 32, dtype=torch.uint8))
-    scores = [p.score for p in found]
-    assert sorted(p.label for p in found) == ["a", "b", "c", "d"]
+    black = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    answer = inference.classify(checkpoint.network(), checkpoint, black)
+    scores = [p.score for p in answer.predictions]
+    assert sorted(p.label for p in answer.predictions) == ["a", "b", "c", "d"]
     assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1)
+    assert not answer.unusual and not answer.unsure  # without measured limits nothing is said
+    strict = replace(checkpoint, limits=(-1e9, 1.0))
+    answer = inference.classify(checkpoint.network(), strict, black)
+    assert answer.unusual and answer.unsure
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,19 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cnn_demo"
 # A module may import those behind it.
 ORDER = [
-    *("__main__", "cli", "bench", "runs", "training", "optimizers", "inference", "stages", "checkpoints", "models"),
+    *(
+        "__main__",
+        "cli",
+        "bench",
+        "service",
+        "runs",
+        "training",
+        "optimizers",
+        "inference",
+        "stages",
+        "checkpoints",
+        "models",
+    ),
     *("data", "settings", "history", "events", "config", "errors"),
 ]
 LIGHT = {"cli", "config", "errors", "events", "history", "settings", "__main__", "__init__"}
@@ -41,10 +53,17 @@ def test_every_module_has_its_place_and_imports_only_downwards() -> None:
         assert own <= set(ORDER[ORDER.index(name) + 1 :]), name
 
 
+def test_nothing_imports_the_page_but_what_starts_it() -> None:
+    for path in PACKAGE.glob("*.py"):
+        assert not any(name.startswith(".ui") for name in imports(path, everywhere=True)), path.name
+    for path in (PACKAGE / "ui").glob("*.py"):
+        assert "os.environ" not in path.read_text() and "argparse" not in imports(path, everywhere=True), path.name
+
+
 def test_only_the_right_modules_know_heavy_or_outside_things() -> None:
     for path in PACKAGE.glob("*.py"):
         found = imports(path, everywhere=True)
-        assert not found & {"gradio", "huggingface_hub", "spaces"}, path.name
+        assert not found & {"gradio", "plotly", "huggingface_hub", "spaces"}, path.name
         if path.stem in LIGHT:
             assert not imports(path, everywhere=False) & {"torch", "torchvision", "PIL", "safetensors"}, path.name
         assert path.stem == "settings" or "os.environ" not in path.read_text(), path.name
@@ -65,7 +84,7 @@ def test_requirements_are_pinned_and_complete() -> None:
     names = {"PIL": "pillow"}
     used = set().union(*(imports(path, everywhere=True) for path in [*PACKAGE.rglob("*.py"), ROOT / "app.py"]))
     standard = set(__import__("sys").stdlib_module_names)
-    outside = {name for name in used if not name.startswith(".")} - standard
+    outside = {name for name in used if not name.startswith(".")} - standard - {"cnn_demo"}
     assert {names.get(name, name) for name in outside} <= set(pins)
 
 

@@ -53,7 +53,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_a_finished_run_is_exactly_these_files(tmp_path: Path, tiny: Dataset) -> None:
-    run = runs.create(tmp_path, CONFIG, tiny)
+    run = runs.create(tmp_path, CONFIG)
     assert run.history().state == "interrupted"  # nobody works on it yet
     events = drive(run, tiny)
     assert files(run.folder) == {"config.json", "events.jsonl", "model.safetensors", "lock"}
@@ -71,9 +71,9 @@ def test_a_finished_run_is_exactly_these_files(tmp_path: Path, tiny: Dataset) ->
 
 
 def test_stop_leaves_a_run_that_continues_exactly(tmp_path: Path, tiny: Dataset) -> None:
-    whole = runs.create(tmp_path, CONFIG, tiny)
+    whole = runs.create(tmp_path, CONFIG)
     drive(whole, tiny)
-    run = runs.create(tmp_path, CONFIG, tiny)
+    run = runs.create(tmp_path, CONFIG)
     drive(run, tiny, stop_at=5)
     assert run.history().state == "stopped"
     step = run.history().finished.step
@@ -87,17 +87,17 @@ def test_stop_leaves_a_run_that_continues_exactly(tmp_path: Path, tiny: Dataset)
 
 
 def test_an_ended_run_says_what_to_do_instead(tmp_path: Path, tiny: Dataset) -> None:
-    run = runs.create(tmp_path, CONFIG, tiny)
+    run = runs.create(tmp_path, CONFIG)
     drive(run, tiny)
     with pytest.raises(RunError, match=f"--start-from {run.id}"):
         drive(run, tiny)
 
 
 def test_starting_from_a_checkpoint_starts_with_its_weights(tmp_path: Path, tiny: Dataset) -> None:
-    first = runs.create(tmp_path, CONFIG, tiny)
+    first = runs.create(tmp_path, CONFIG)
     drive(first, tiny)
     config = RunConfig(**CONFIG.to_dict() | {"start_from": first.id, "learning_rate": 1e-6, "schedule": "constant"})
-    second = runs.create(tmp_path, config, tiny)
+    second = runs.create(tmp_path, config)
     for event in runs.drive(second, tiny, torch.device("cpu"), never):
         if isinstance(event, CheckpointSaved):
             break
@@ -106,16 +106,16 @@ def test_starting_from_a_checkpoint_starts_with_its_weights(tmp_path: Path, tiny
 
 
 def test_a_run_goes_on_without_the_checkpoint_it_started_from(tmp_path: Path, tiny: Dataset) -> None:
-    first = runs.create(tmp_path, CONFIG, tiny)
+    first = runs.create(tmp_path, CONFIG)
     drive(first, tiny, stop_at=3)
-    second = runs.create(tmp_path, RunConfig(**CONFIG.to_dict() | {"start_from": first.id}), tiny)
+    second = runs.create(tmp_path, RunConfig(**CONFIG.to_dict() | {"start_from": first.id}))
     drive(second, tiny, stop_at=3)
     shutil.rmtree(first.folder)
     assert drive(second, tiny)[-1].reason == "finished"
 
 
 def test_a_cut_last_line_is_passed_over_and_then_cut_off(tmp_path: Path, tiny: Dataset) -> None:
-    run = runs.create(tmp_path, CONFIG, tiny)
+    run = runs.create(tmp_path, CONFIG)
     run.append(RunFinished(reason="stopped", message="", epochs=0, step=0))
     log = run.folder / "events.jsonl"
     log.write_bytes(log.read_bytes() + b'{"kind": "Progress", "ste')
@@ -127,7 +127,7 @@ def test_a_cut_last_line_is_passed_over_and_then_cut_off(tmp_path: Path, tiny: D
 
 
 def test_two_processes_cannot_work_on_one_run(tmp_path: Path, tiny: Dataset) -> None:
-    run = runs.create(tmp_path, CONFIG, tiny)
+    run = runs.create(tmp_path, CONFIG)
     with run.held():
         assert run.is_held() and run.history().state == "queued"
         with pytest.raises(RunError, match="being trained by another process"):
@@ -138,7 +138,7 @@ def test_two_processes_cannot_work_on_one_run(tmp_path: Path, tiny: Dataset) -> 
 def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint(
     tmp_path: Path, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = runs.create(tmp_path, CONFIG, tiny)
+    run = runs.create(tmp_path, CONFIG)
     drive(run, tiny, stop_at=1)
     before = {path: path.read_bytes() for path in run.folder.rglob("*.safetensors")}
     step = run.load_snapshot().step
@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint(
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, tiny: Dataset) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be written: Not a directory"):
-        runs.create(tmp_path / "file", CONFIG, tiny)
+        runs.create(tmp_path / "file", CONFIG)
 
 
 @pytest.mark.parametrize("run_id", ["../x", "/etc", "a/b", "", "nothing", "..", "A\n"])
@@ -188,9 +188,9 @@ for event in runs.drive(run, tiny, torch.device("cpu"), lambda: False):
 def test_kill_9_at_any_moment_leaves_a_run_that_loads_and_continues(tmp_path: Path, tiny: Dataset) -> None:
     """A checkpoint is written after each step here, so most kills fall into a write."""
     config = RunConfig(**CONFIG.to_dict() | {"epochs": 4})
-    whole = runs.create(tmp_path, config, tiny)
+    whole = runs.create(tmp_path, config)
     drive(whole, tiny)
-    run = runs.create(tmp_path, config, tiny)
+    run = runs.create(tmp_path, config)
     generator, kills, steps = random.Random(0), 0, []
     while run.history().state != "finished":
         worker = subprocess.Popen(
@@ -220,7 +220,7 @@ def test_kill_9_at_any_moment_leaves_a_run_that_loads_and_continues(tmp_path: Pa
 
 
 def test_the_history_of_a_killed_and_continued_run_has_no_step_twice(tmp_path: Path, tiny: Dataset) -> None:
-    run = runs.create(tmp_path, CONFIG, tiny)
+    run = runs.create(tmp_path, CONFIG)
     events = drive(run, tiny)
     killed = [e for e in run.events() if e.seq < events[-1].seq]
     history = History()

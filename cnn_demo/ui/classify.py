@@ -1,0 +1,161 @@
+"""The Classify tab: a picture, what the network sees of it, and ten scores."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from .. import checkpoints, inference
+from ..errors import CnnDemoError
+from ..inference import INPUT_PX, Answer, Classifier, percent
+from ..service import Service
+
+EXAMPLES = Path(__file__).parent / "examples"
+EMPTY = """<div class='empty'><strong>Show it a picture</strong><p>Drop one on the left, paste it, use the camera, or
+take an example. It is not kept: it is read once, on this server, and deleted within two hours.</p></div>"""
+NOBODY = """<div class='empty'><strong>There is no checkpoint yet</strong><p>Train a network first; as soon as its first
+weights are saved, a few seconds after the start, they can classify.</p></div>"""
+
+
+def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, classifier: Classifier) -> None:
+    """Lay out the tab."""
+    with gr.Row(elem_classes="classify"):
+        with gr.Column(scale=4, min_width=300):
+            picture = gr.Image(
+                type="filepath",
+                image_mode=None,
+                sources=["upload", "clipboard", "webcam"],
+                label="Your picture",
+                height=300,
+                elem_id="picture",
+            )
+            gr.Examples(
+                sorted(str(file) for file in EXAMPLES.glob("*.png")), picture, label="Examples: CIFAR-10 test pictures"
+            )
+            first = gr.Dropdown([], label="Checkpoint", elem_id="checkpoint")
+            second = gr.Dropdown([], label="A second one beside it", elem_id="second-checkpoint")
+        with gr.Column(scale=7, min_width=320):
+            answer = gr.HTML(EMPTY, apply_default_css=False, elem_id="answer")
+    owner = gr.Textbox(visible=False)
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+    def show(file: str | None, one: str | None, two: str | None) -> str:
+        """Return the answers to a picture."""
+        if not one:
+            return NOBODY
+        if not file:
+            return EMPTY
+        try:
+            whole = inference.read_picture(Path(file))
+            square = inference.crop(whole)
+            names = [one] if not two or two == one else [one, two]
+            panels = "".join(panel(*classifier.answer(name, square)) for name in names)
+        except CnnDemoError as error:
+            message = str(error).replace(file, "This file")
+            return f"<div class='empty'><strong>No answer</strong><p>{escape(message)}</p></div>"
+        return f"<div class='answers'>{panels}</div>{steps(whole, square)}"
+
+    def offer(secret: str, one: str | None, two: str | None) -> list[Any]:
+        """Return the checkpoints that this visitor may choose."""
+        choices = usable(service, secret)
+        names = [name for _, name in choices]
+        kept = one if one in names else next(iter(names), None)
+        return [
+            gr.update(choices=choices, value=kept),
+            gr.update(choices=[("none", ""), *choices], value=two if two in names else ""),
+        ]
+
+    def use(secret: str, event: gr.EventData) -> list[Any]:
+        """Go to this tab and classify with a run."""
+        choices = usable(service, secret)
+        if event.run not in [name for _, name in choices]:  # someone else's, watched by link
+            choices = [*choices, (event.run, event.run)]
+        return [gr.update(selected="classify"), gr.update(choices=choices, value=event.run)]
+
+    gr.on(
+        [picture.change, first.change, second.change],
+        show,
+        [picture, first, second],
+        answer,
+        concurrency_limit=None,
+        trigger_mode="always_last",
+        **private,
+    )
+    with_owner = "(...values) => [cnnDemo.owner(), ...values.slice(1)]"
+    gr.on(
+        [page.load, tabs.select], offer, [owner, first, second], [first, second], js=with_owner, queue=False, **private
+    )
+    view.use(use, owner, [tabs, first], js="() => [cnnDemo.owner()]", queue=False, **private)
+
+
+def usable(service: Service, owner: str) -> list[tuple[str, str]]:
+    """Return (text, name) of the checkpoints that `owner` may choose, the shipped ones first."""
+    lines = {line["run"]: line for line in service.listing(owner)}
+    found = []
+    for name in checkpoints.checkpoint_names(service.root):
+        if line := lines.get(name):
+            accuracy = line["test_accuracy"] or line["validation_accuracy"]
+            text = f"{name} · {line['dataset']}" + (f" · {percent(accuracy)}" if accuracy else f" · {line['state']}")
+            found.append((text, name))
+    return found
+
+
+def panel(checkpoint: checkpoints.Checkpoint, answer: Answer) -> str:
+    """Return one checkpoint's answer as HTML."""
+    best = answer.predictions[0]
+    bars = "".join(
+        f"<tr><th scope='row'>{escape(p.label)}</th>"
+        f"<td class='meter'><div style='width:{100 * p.score:.2f}%'></div></td><td>{percent(p.score)}</td></tr>"
+        for p in answer.predictions
+    )
+    hints = []
+    if answer.unusual:
+        hints.append("This picture is unlike most that the network was tried on, so its answer may mean little.")
+    if answer.unsure:
+        hints.append("The network is less sure than usual; look at the second answer, too.")
+    if checkpoint.limits is None:
+        hints.append("How sure these weights usually are is not known yet: nothing has been validated.")
+    facts = f"{checkpoint.model}, weights of step {checkpoint.step:,}"
+    if checkpoint.validation_accuracy is not None:
+        facts += f", right on {percent(checkpoint.validation_accuracy)} of its validation pictures"
+    return f"""<section class='answer'>
+<p class='quiet'><strong>{escape(checkpoint.name)}</strong> answers ({facts})</p>
+<p class='verdict' role='status'>{escape(best.label)} <span>{percent(best.score)}</span></p>
+{"".join(f"<p class='hint'>{hint}</p>" for hint in hints)}
+<table class='scores'><caption>Score of each class</caption><tbody>{bars}</tbody></table>
+<p class='quiet'>It knows only these {len(checkpoint.classes)} things and must choose one of them, whatever the picture
+shows. A score is the network's own weight for an answer, not the chance that it is right.</p></section>"""
+
+
+def steps(whole: Image.Image, square: Image.Image) -> str:
+    """Return the way from the photo to what the network sees, as HTML."""
+    small = square.resize((INPUT_PX, INPUT_PX), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    preview = whole.copy()
+    preview.thumbnail((384, 384))
+    middle = square.resize((192, 192), Image.Resampling.BICUBIC)
+    pictures = [
+        ("your picture", whole, preview),
+        ("its centre", square, middle),
+        ("what the network sees", small, small),
+    ]
+    figures = "".join(
+        f"<figure><img class='{'pixels' if shown.width <= INPUT_PX else ''}' src='{data_url(shown)}' alt='{title}'>"
+        f"<figcaption>{title}, {real.width}×{real.height}</figcaption></figure>"
+        for title, real, shown in pictures
+    )
+    dropped = whole.width * whole.height / INPUT_PX**2
+    loss = f"One pixel is kept of about {dropped:,.0f}." if dropped >= 2 else "No pixel is lost."
+    return f"<section class='seen'>{figures}<p class='quiet'>{loss}</p></section>"
+
+
+def data_url(picture: Image.Image) -> str:
+    """Return a picture as a PNG inside an address."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

@@ -1,0 +1,57 @@
+"""The Stages tab: how large the feature maps of each stage are, drawn to scale by stages.js."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from .. import stages
+from ..config import MODELS
+from .train import TITLES
+
+NONE = "none"
+
+
+def build() -> None:
+    """Lay out the tab."""
+    gr.HTML(
+        "<p>A network turns one large map of few channels (the picture) into ever smaller maps of more channels. "
+        "Open a row to read what its stage does.</p>",
+        apply_default_css=False,
+    )
+    names = [(TITLES[name], name) for name in MODELS]
+    with gr.Row():
+        first = gr.Radio(names, value="vgg16", label="Network", scale=3)
+        second = gr.Radio([*names, ("none", NONE)], value="resnet50", label="Beside it", scale=3)
+        size = gr.Radio([("32 px, CIFAR-10", 32), ("224 px, a photo", 224)], value=32, label="Input", scale=2)
+    view = gr.HTML(
+        tables("vgg16", "resnet50", 32),
+        html_template="<div class='stages-view'></div>",
+        js_on_load="cnnDemo.showStages(element, props, watch)",
+        apply_default_css=False,
+    )
+    gr.on(
+        [first.change, second.change, size.change],
+        tables,
+        [first, second, size],
+        view,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
+def tables(first: str, second: str, input_size: int) -> dict[str, Any]:
+    """Return the tables of one or two networks, with the sentences that explain each stage."""
+    names = [first] if second in (NONE, first) else [first, second]
+    return {"networks": [{"title": TITLES[name], **table(name, input_size)} for name in names]}
+
+
+def table(model: str, input_size: int) -> dict[str, Any]:
+    """Return one network's table as JSON-ready values. Raises InputError where the picture's size is not allowed."""
+    sizes = stages.measure(model, input_size)
+    found = stages.to_dict(model, input_size, sizes)
+    for index, stage in enumerate(found["stages"]):
+        stage["explanation"] = stages.explain(model, sizes, index, input_size)
+    return found

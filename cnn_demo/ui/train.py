@@ -1,0 +1,174 @@
+"""The Train tab: the form of a RunConfig, made from its metadata, beside the view of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+from urllib.parse import urlencode
+
+import gradio as gr
+
+from .. import checkpoints, runs, stages
+from .. import config as configs
+from ..config import LEARNING_RATES, MODELS, RunConfig
+from ..errors import CnnDemoError, ConfigError
+from ..service import Service
+from . import live_chart
+
+FIELDS = dataclasses.fields(RunConfig)
+NAMES = [field.name for field in FIELDS]
+TITLES = {"vgg16": "VGG16", "resnet50": "ResNet50, course layout", "resnet50_full": "ResNet50, all four stages"}
+PRESETS = {"quick": "Quick: 60 seconds", "best": "Best: 20 epochs", "course": "Course: 500 steps more"}
+NOTHING = "nothing: random weights"
+# The browser puts its owner's secret into the last input.
+WITH_OWNER = "(...values) => [...values.slice(0, -1), cnnDemo.owner()]"
+
+
+def build(service: Service, page: gr.Blocks) -> gr.HTML:
+    """Lay out the tab; return the view of the run."""
+    with gr.Row(elem_classes="train"):
+        with gr.Column(scale=4, min_width=320):
+            controls: dict[str, Any] = {}
+            controls["model"] = gr.Radio(
+                [(model_line(name), name) for name in MODELS], value="resnet50", label="Network", elem_classes="stacked"
+            )
+            with gr.Row(elem_classes="presets"):
+                presets = {name: gr.Button(title, size="sm", min_width=90) for name, title in PRESETS.items()}
+            start = gr.Button("Start training", variant="primary", size="lg", elem_id="start")
+            command = gr.HTML(
+                {},
+                html_template="<div class='recipe-line'></div>",
+                js_on_load="cnnDemo.showCommand(element, props, watch)",
+                apply_default_css=False,
+                elem_id="command",
+            )
+            with gr.Accordion("Recipe: every setting", open=False, elem_id="recipe"):
+                for field in FIELDS[1:]:
+                    controls[field.name] = control(field)
+        with gr.Column(scale=7, min_width=340):
+            view = live_chart.build(service)
+    owner, memory = gr.Textbox(visible=False), gr.Textbox("{}", visible=False)
+    inputs = [controls[name] for name in NAMES]
+    private: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+
+    def check(*values: Any) -> list[dict[str, Any]]:
+        """Say beside which control a value is wrong."""
+        wrong, sentence = "", ""
+        try:
+            read_form(values[: len(NAMES)])
+        except ConfigError as error:
+            wrong, sentence = error.field, str(error)
+        return [gr.validate(name != wrong, sentence if name == wrong else "") for name in [*NAMES, "owner"]]
+
+    def begin(*values: Any) -> dict[str, Any]:
+        """Start a run and return what the view shows from now on."""
+        try:
+            run = service.submit(read_form(values[:-1]), values[-1])
+        except CnnDemoError as error:
+            raise gr.Error(str(error), title="Not started", print_exception=False) from error
+        return {"run": run}
+
+    def restore(remembered: str, request: gr.Request) -> list[Any]:
+        """Return view, command and form as they were: by the page's address, or by what the browser remembers."""
+        memory = {"run": "", "owner": ""} | json.loads(remembered)
+        shown, config = first_view(service, dict(request.query_params), memory)
+        usable = set(checkpoints.checkpoint_names(service.root))
+        names = [line["run"] for line in service.listing(memory["owner"]) if line["run"] in usable]
+        values = [value or "" if name == "start_from" else value for name, value in config.to_dict().items()]
+        updates = [gr.update(value=value) for value in values]
+        updates[-1] = gr.update(value=values[-1], choices=[(NOTHING, ""), *names])
+        return [shown, show_command(values), *updates]
+
+    start.click(
+        begin, [*inputs, owner], view, js=WITH_OWNER, validator=check, concurrency_limit=None, api_visibility="private"
+    )
+    gr.on([c.change for c in inputs], lambda *values: show_command(values), inputs, command, **private)
+    controls["epochs"].input(lambda: None, None, controls["seconds"], **private)
+    controls["seconds"].input(lambda: None, None, controls["epochs"], **private)
+    controls["optimizer"].input(LEARNING_RATES.get, controls["optimizer"], controls["learning_rate"], **private)
+    for name, button in presets.items():
+        button.click(partial(apply_preset, name), controls["model"], inputs[1:], **private)
+    view.busy(set_start, None, start, **private)
+    page.load(restore, memory, [view, command, *inputs], js="() => [cnnDemo.memory()]", **private)
+    return view
+
+
+def control(field: dataclasses.Field[Any]) -> Any:
+    """Return the control of a setting, from its metadata."""
+    kind, choices, label = field.metadata["kind"], field.metadata["choices"], field.name.replace("_", " ")
+    info, usual = field.metadata["help"], None if field.default is dataclasses.MISSING else field.default
+    if choices:
+        return gr.Radio(list(choices), value=usual, label=label, info=info)
+    if kind is str:
+        return gr.Dropdown([(NOTHING, "")], value="", label=label, info=info)
+    limits = f"{field.metadata['low']:,} to {field.metadata['high']:,}"
+    return gr.Number(usual, label=label, info=f"{info} ({limits})", precision=0 if kind is int else None)
+
+
+def model_line(name: str) -> str:
+    """Return a network in one line: depth, parameters, MACs."""
+    sizes = stages.measure(name)
+    parameters, macs = sum(size.parameters for size in sizes), sum(size.macs for size in sizes)
+    depth = sum(size.layers for size in sizes)
+    return f"{TITLES[name]} · {depth} weight layers, {parameters / 1e6:.1f} M parameters, {macs / 1e6:,.0f} M MACs"
+
+
+def read_form(values: Sequence[Any]) -> RunConfig:
+    """Return the RunConfig of the form. Raises ConfigError where a value is not allowed."""
+    fields = dict(zip(NAMES, values, strict=True))
+    return configs.from_dict(fields | {"start_from": fields["start_from"] or None})
+
+
+def show_command(values: Sequence[Any]) -> dict[str, str]:
+    """Return the command line and the link of the form, or the sentence that says what is wrong in it."""
+    try:
+        config = read_form(values)
+    except ConfigError as error:
+        return {"error": str(error)}
+    changed = {
+        field.name: getattr(config, field.name)
+        for field in FIELDS
+        if getattr(config, field.name) not in (field.default, None)
+    }
+    return {"command": config.to_command(), "query": "?" + urlencode(changed)}
+
+
+def apply_preset(name: str, model: str) -> list[Any]:
+    """Return the values of all settings but the network."""
+    values = configs.override({}, configs.preset(name, model)).to_dict()
+    return [values[field] or "" if field == "start_from" else values[field] for field in NAMES[1:]]
+
+
+def set_start(event: gr.EventData) -> dict[str, Any]:
+    """Return whether a run can be started: one active run per person."""
+    return gr.update(interactive=not event.busy, value="Your run is active" if event.busy else "Start training")
+
+
+def first_view(service: Service, asked: dict[str, str], remembered: dict[str, str]) -> tuple[dict[str, Any], RunConfig]:
+    """Return what the view shows first, and the form's values.
+
+    In this order: the run or the recipe in the address, the visitor's active or latest run, a shipped checkpoint's.
+    """
+    shipped = next((name for name in ("resnet50", "vgg16") if (service.root / name / "events.jsonl").is_file()), None)
+    view: dict[str, Any] = {"run": None, "shipped": shipped}
+    usual = configs.override({}, configs.preset("quick", shipped or "resnet50"))
+    if service.problem:
+        usual = dataclasses.replace(usual, dataset="shapes")
+        view["note"] = f"The form is set to shapes, which the program draws. {service.problem}"
+    recipe = {name: value for name, value in asked.items() if name in NAMES}
+    if recipe:
+        try:
+            return view, configs.override(configs.preset("quick", recipe.get("model", "resnet50")), recipe)
+        except ConfigError as error:
+            return view | {"note": f"The address holds a recipe that cannot be used. {error}"}, usual
+    own = asked.get("run") or service.active(remembered["owner"]) or remembered["run"]
+    if not own:
+        return view, usual
+    try:
+        return view | {"run": own}, runs.find(service.root, own).config
+    except CnnDemoError:
+        gone = f"The run {own[:80]} is not here: it was discarded, or the server forgot it at a restart."
+        return view | {"note": gone}, usual

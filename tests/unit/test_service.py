@@ -1,0 +1,250 @@
+"""Runs as jobs: the queue, who may do what, and what a watcher is told."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cnn_demo import events, runs
+from cnn_demo.config import RunConfig
+from cnn_demo.data import Dataset
+from cnn_demo.errors import DownloadError, RunError
+from cnn_demo.history import History, thin
+from cnn_demo.service import Service
+from cnn_demo.settings import Settings
+
+SHORT = RunConfig(model="resnet50", dataset="shapes", epochs=2, batch_size=10, validation_pictures=20)
+LONG = RunConfig(model="resnet50", dataset="shapes", epochs=1000, batch_size=10, validation_pictures=20)
+
+
+def settings(root: Path) -> Settings:
+    nowhere = "http://127.0.0.1:9"
+    return Settings(checkpoints=root, data=None, cache=root / "cache", hub=nowhere, toronto=nowhere)
+
+
+@pytest.fixture
+def service(tmp_path: Path, tiny: Dataset) -> Iterator[Service]:
+    service = Service(settings(tmp_path), torch.device("cpu"))
+    service._data["shapes"] = tiny
+    yield service
+    service.close()
+
+
+def wait(service: Service, run: str, *states: str) -> dict[str, Any]:
+    """Return what a watcher is told as soon as the run is in one of the states."""
+    deadline = time.monotonic() + 60
+    while (told := service.watch(run))["state"] not in states:
+        assert time.monotonic() < deadline, told["state"]
+        time.sleep(0.02)
+    return told
+
+
+def test_a_run_is_trained_and_told_in_pieces_that_add_up(service: Service) -> None:
+    run = service.submit(SHORT, "anna")
+    pieces, seq = [], -1
+    while True:
+        told = service.watch(run, seq, "anna")
+        assert told["mine"]
+        if told["reset"]:
+            pieces.clear()
+        pieces += told["points"]
+        seq = told["seq"]
+        if "end" in told:
+            break
+        time.sleep(0.02)
+    whole = service.watch(run)
+    assert whole["state"] == "finished" and not whole["mine"] and whole["saved"]
+    assert pieces == whole["points"] and [epoch[1] for epoch in whole["epochs"]] == [1, 2]
+    assert whole["end"]["test_pictures"] == 40
+    assert service.watch(run, whole["seq"])["points"] == []
+
+
+def test_what_is_new_after_a_second_is_less_than_a_kilobyte(tmp_path: Path) -> None:
+    run = runs.create(tmp_path, SHORT, "anna")
+    log = [
+        events.RunStarted(
+            step=0,
+            steps_per_epoch=1000,
+            device="CPU, 2 threads",
+            precision="bfloat16",
+            parameters=8_898_826,
+            train_pictures=45_000,
+            validation_pictures=5000,
+            test_pictures=10_000,
+        )
+    ]
+    for step in range(1, 2001):
+        logged = ((step, 1.2345678),) if step % 100 == 0 else ()
+        log.append(
+            events.Progress(
+                phase="training",
+                epoch=2,
+                step=step,
+                share=0.123456789,
+                learning_rate=0.0987654321,
+                images_per_second=1234.56789,
+                seconds_left=1234.56789,
+                loss=1.23456789,
+                loss_low=1.23456789,
+                loss_high=1.23456789,
+                logged=logged,
+            )
+        )
+    with run.held():
+        for event in log:
+            run.append(event)
+    told = Service(settings(tmp_path)).watch(run.id, after=run.events()[-5].seq, owner="anna")
+    assert len(told["points"]) == 4 and len(told["log"]) == 1
+    assert len(json.dumps(told)) < 1000
+
+
+def test_only_the_owner_may_stop_continue_and_discard(service: Service) -> None:
+    run = service.submit(LONG, "anna")
+    wait(service, run, "training")
+    for change in (service.stop, service.resume, service.discard):
+        with pytest.raises(RunError, match="not started by you"):
+            change(run, "bert")
+        with pytest.raises(RunError, match="not started by you"):
+            change(run, "")
+    with pytest.raises(RunError, match="is active"):
+        service.discard(run, "anna")
+    begun = time.monotonic()
+    service.stop(run, "anna")
+    assert time.monotonic() - begun < 0.5
+    assert service.watch(run)["state"] in ("stopping", "stopped")
+    step = wait(service, run, "stopped")["end"]["step"]
+    service.resume(run, "anna")
+    assert wait(service, run, "training")["started"]["step"] == step
+    service.stop(run, "anna")
+    wait(service, run, "stopped")
+    service.discard(run, "anna")
+    with pytest.raises(RunError, match="no run"):
+        service.watch(run)
+
+
+def test_runs_wait_for_their_turn_and_may_leave_the_queue(service: Service) -> None:
+    first = service.submit(LONG, "anna")
+    with pytest.raises(RunError, match=f"active run, {first}"):
+        service.submit(SHORT, "anna")
+    with pytest.raises(RunError, match="owner"):
+        service.submit(SHORT, "")
+    wait(service, first, "training")
+    second, third = service.submit(SHORT, "bert"), service.submit(SHORT, "cleo")
+    assert "next in line" in service.watch(second)["text"] and "2nd in line" in service.watch(third)["text"]
+    assert service.watch(third)["state"] == "queued" and service.active("cleo") == third
+    service.stop(second, "bert")
+    assert service.watch(second)["state"] == "stopped" and service.active("bert") is None
+    assert "next in line" in service.watch(third)["text"]
+    service.stop(first, "anna")
+    assert wait(service, third, "finished")
+
+
+def test_the_waiting_time_is_by_measured_speed(service: Service) -> None:
+    first = service.submit(LONG, "anna")
+    deadline = time.monotonic() + 30
+    waiting = service.submit(RunConfig(model="resnet50", dataset="shapes", seconds=60), "bert")
+    last = service.submit(SHORT, "cleo")
+    while "about" not in service.watch(last)["text"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    told = [service._jobs[run] for run in (waiting, last)]
+    assert service.wait_seconds(told[1]) == pytest.approx(service.wait_seconds(told[0]) + 60, rel=0.1)
+    service.stop(last, "cleo")
+    service.stop(waiting, "bert")
+    service.stop(first, "anna")
+
+
+def test_a_list_shows_own_runs_and_those_of_nobody(service: Service) -> None:
+    mine = service.submit(SHORT, "anna")
+    wait(service, mine, "finished")
+    runs.create(service.root, SHORT)  # from the command line
+    assert len(service.listing("anna")) == 2
+    (line,) = service.listing("bert")
+    assert line["run"] != mine and not line["mine"] and line["state"] == "interrupted"
+    assert service.listing("") == [line]
+
+
+def test_a_killed_program_leaves_runs_that_can_be_continued(service: Service, tmp_path: Path, tiny: Dataset) -> None:
+    run = runs.create(tmp_path, SHORT, "anna")
+    with run.held():
+        run.append(
+            events.RunStarted(
+                step=0,
+                steps_per_epoch=10,
+                device="",
+                precision="",
+                parameters=0,
+                train_pictures=100,
+                validation_pictures=20,
+                test_pictures=40,
+            )
+        )
+    told = service.watch(run.id, owner="anna")
+    assert told["state"] == "interrupted" and "Continue" in told["text"]
+    service.resume(run.id, "anna")
+    wait(service, run.id, "finished")
+    with pytest.raises(RunError, match="has finished"):
+        service.resume(run.id, "anna")
+
+
+def test_without_pictures_a_run_fails_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> Dataset:
+        raise DownloadError("CIFAR-10 could not be downloaded. The cable is cut.")
+
+    monkeypatch.setattr("cnn_demo.data.load", load)
+    service = Service(settings(tmp_path), torch.device("cpu"))
+    service.prepare()
+    run = service.submit(RunConfig(model="resnet50", epochs=1), "anna")
+    assert wait(service, run, "failed")["text"] == "CIFAR-10 could not be downloaded. The cable is cut."
+    assert "cable" in service.problem
+    service.close()
+
+
+def test_a_run_can_be_stopped_while_its_pictures_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, report: Any, **__: object) -> Dataset:
+        while True:
+            report("downloading CIFAR-10", 0.4)
+            time.sleep(0.01)
+
+    monkeypatch.setattr("cnn_demo.data.load", load)
+    service = Service(settings(tmp_path), torch.device("cpu"))
+    run = service.submit(RunConfig(model="resnet50", epochs=1), "anna")
+    deadline = time.monotonic() + 30
+    while service.watch(run)["text"] != "Preparing: downloading CIFAR-10":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert service.watch(run)["share"] == 0.4
+    service.stop(run, "anna")
+    wait(service, run, "stopped")
+    service.close()
+
+
+def test_closing_the_service_stops_what_runs_and_what_waits(service: Service) -> None:
+    first, second = service.submit(LONG, "anna"), service.submit(LONG, "bert")
+    wait(service, first, "training")
+    service.close()
+    assert service.watch(first)["state"] == service.watch(second)["state"] == "stopped"
+
+
+def test_the_secret_of_an_owner_is_nowhere_on_the_disk(service: Service) -> None:
+    run = service.submit(SHORT, "a-very-secret-text")
+    wait(service, run, "finished")
+    for file in (service.root / run).rglob("*"):
+        assert file.is_dir() or b"a-very-secret-text" not in file.read_bytes(), file
+
+
+def test_a_thinned_curve_keeps_every_extreme() -> None:
+    history = History()
+    for step in range(1, 10_001):
+        loss = 2.0 + (5.0 if step == 777 else -1.5 if step == 8888 else 0.0)
+        history = history.fold(
+            events.Progress(phase="training", epoch=1, step=step, share=0, loss=loss, loss_low=loss, loss_high=loss)
+        )
+    points = thin(history.curve, 400)
+    assert len(points) <= 400 and points[-1].step == 10_000
+    assert max(p.loss_high for p in points) == 7.0 and min(p.loss_low for p in points) == 0.5
+    assert thin(history.curve[:400], 400) == list(history.curve[:400])
