@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from . import data, runs
+from .checkpoints import NAME
 from .config import RunConfig
 from .data import Dataset
-from .errors import CnnDemoError, RunError
+from .errors import CheckpointError, CnnDemoError, RunError
 from .events import Progress, RunFinished
 from .history import History, course_log, thin
 from .runs import Run
@@ -72,6 +73,7 @@ class Service:
                 self._load("cifar10", lambda text, share: None)
             except CnnDemoError as error:
                 self.problem = str(error)
+                logging.getLogger(__name__).warning("%s", error)
 
         threading.Thread(target=load, name="prepare", daemon=True).start()
 
@@ -80,8 +82,11 @@ class Service:
     def submit(self, config: RunConfig, owner: str) -> str:
         """Queue a new run of `owner` (a secret of theirs); return its id.
 
-        Raises RunError where they have an active one, else what `runs.create` raises.
+        Raises RunError where they have an active one, CheckpointError where `start_from` is a path, else what
+        `runs.create` raises.
         """
+        if config.start_from is not None and not NAME.fullmatch(config.start_from):
+            raise CheckpointError(f"{config.start_from[:80]!r} is not the name of a checkpoint.")
         with self._changed:
             self._check_free(owner)
             run = runs.create(self.root, config, owner)

@@ -1,9 +1,17 @@
 """What all tests share."""
 
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
+from cnn_demo import runs
+from cnn_demo.config import RunConfig
 from cnn_demo.data import Dataset, draw_shapes
+from tests.apps import App
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +38,24 @@ def tiny(shapes: Dataset) -> Dataset:
 @pytest.fixture(scope="session")
 def cpu() -> torch.device:
     return torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory: pytest.TempPathFactory, tiny: Dataset, cpu: torch.device) -> Path:
+    """A folder with one finished run, named as a shipped checkpoint is."""
+    root = tmp_path_factory.mktemp("shipped")
+    config = RunConfig(model="resnet50", dataset="shapes", epochs=3, batch_size=10, validation_pictures=20)
+    run = runs.create(root, config)
+    for _ in runs.drive(run, tiny, cpu, lambda: False):
+        pass
+    return run.folder.rename(root / "resnet50")
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory, shipped: Path) -> Iterator[App]:
+    """The running app, with one shipped checkpoint."""
+    root = tmp_path_factory.mktemp("app") / "checkpoints"
+    shutil.copytree(shipped, root / "resnet50")
+    app = App(root)
+    yield app
+    app.end(signal.SIGINT)

@@ -17,6 +17,7 @@ from ..errors import CnnDemoError
 from ..inference import Classifier
 from ..service import Service
 from . import stages as stages_tab
+from .classify import as_file
 
 
 def build(service: Service, classifier: Classifier) -> None:
@@ -105,10 +106,9 @@ def build(service: Service, classifier: Classifier) -> None:
 
     for function in (start_run, run_status, stop_run, stages):
         api(function, queue=False)
-    picture, checkpoint = (
-        gr.Image(type="filepath", image_mode=None, visible=False),
-        gr.Textbox("resnet50", visible=False),
-    )
+    picture = gr.Image(type="filepath", image_mode=None, visible=False)
+    as_file(picture)
+    checkpoint = gr.Textbox("resnet50", visible=False)
     gr.Button(visible=False).click(
         classify, [picture, checkpoint], gr.JSON(visible=False), api_name="classify", concurrency_limit=None
     )

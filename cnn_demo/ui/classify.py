@@ -42,6 +42,7 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
             second = gr.Dropdown([], label="A second one beside it", elem_id="second-checkpoint")
         with gr.Column(scale=7, min_width=320):
             answer = gr.HTML(EMPTY, apply_default_css=False, elem_id="answer")
+    as_file(picture)
     owner = gr.Textbox(visible=False)
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -92,6 +93,16 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
         [page.load, tabs.select], offer, [owner, first, second], [first, second], js=with_owner, queue=False, **private
     )
     view.use(use, owner, [tabs, first], js="() => [cnnDemo.owner()]", queue=False, **private)
+
+
+def as_file(picture: gr.Image) -> None:
+    """Make an image component hand over the file as it is; Gradio would open it, and of a bad one only say "Error"."""
+    usual = picture.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        return payload.path if payload and payload.path else usual(payload)
+
+    picture.preprocess = preprocess  # type: ignore[method-assign]
 
 
 def usable(service: Service, owner: str) -> list[tuple[str, str]]:

@@ -347,17 +347,18 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     const begun = performance.now();
     const narrow = box.clientWidth < 560;
     const [ink, grid] = [style("--ink"), style("--grid")];
-    const axis = { gridcolor: grid, zeroline: false, linecolor: grid, automargin: false, fixedrange: narrow };
+    const axis = { gridcolor: grid, zeroline: false, automargin: false, fixedrange: narrow };
     const layout = {
+      width: part.chart.clientWidth,
       height: narrow ? 560 : 620,
-      margin: { l: 56, r: 12, t: 4, b: 40 },
+      margin: narrow ? { l: 48, r: 4, t: 4, b: 40 } : { l: 56, r: 12, t: 4, b: 40 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: ink, family: "system-ui, sans-serif", size: 12 },
       hovermode: "x unified",
       hoversubplots: "axis",
       hoverlabel: { bgcolor: style("--background"), font: { color: ink } },
-      legend: { orientation: "h", y: 1.01, yanchor: "bottom", x: 0, font: { size: 11 } },
+      legend: { orientation: "h", y: 1.01, yanchor: "bottom", x: 0, font: { size: 11 }, ...(narrow ? { entrywidth: 0.48, entrywidthmode: "fraction" } : {}) },
       dragmode: narrow ? false : "zoom",
       uirevision: shown,
       xaxis: { ...axis, title: { text: "step" }, anchor: "y3", rangemode: "tozero" },
@@ -366,8 +367,8 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
       yaxis3: { ...axis, title: { text: "rate" }, domain: [0, 0.13], rangemode: "tozero", nticks: 3 },
     };
     const data = ids.flatMap((id, index) => traces(id, index, style(`--run-${index + 1}`)));
-    await Plotly.react(part.chart, data, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
-    part.chart.setAttribute("role", "img");
+    await Plotly.react(part.chart, data, layout, { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+    part.chart.setAttribute("role", "figure");
     part.chart.setAttribute("aria-label", `Loss, accuracy and learning rate by step. ${part.summary.textContent}`);
     drawing = performance.now() - begun;
   }
@@ -389,9 +390,11 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
 
   const update = () => {
     const value = props.value || {};
+    if (value.refused) return void (part.note.textContent = value.refused);
     if ("shipped" in value) shipped = value.shipped;
     part.note.textContent = value.note || "";
     attach(value.run);
+    if (value.started) box.scrollIntoView({ block: "nearest", behavior: "smooth" });
   };
   watch("value", update);
   document.addEventListener("visibilitychange", () => visible() && ask());
@@ -399,6 +402,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
   new ResizeObserver(() => {
     if (box.clientWidth && box.clientWidth !== width) {
       width = box.clientWidth;
+      drawChart();
       ask();
     }
   }).observe(box);

@@ -81,9 +81,13 @@ window.cnnDemo = (() => {
   function showCommand(root, props, watch) {
     const box = root.querySelector(".recipe-line");
     const draw = () => {
-      const { command = "", query = "", error } = props.value || {};
+      const { command = "", query = "", error, field } = props.value || {};
       const link = location.origin + location.pathname + query;
-      if (error) return box.replaceChildren(make("p", { class: "wrong", role: "alert" }, error));
+      document.querySelectorAll(".wrong").forEach((told) => told.remove());
+      if (error) {
+        document.getElementById(`set-${field}`)?.append(make("p", { class: "wrong" }, error));
+        return box.replaceChildren(make("p", { class: "wrong", role: "alert" }, error));
+      }
       box.replaceChildren(
         make("p", {}, "The same run from a terminal:"),
         make("code", { class: "command", tabindex: "0" }, command),

@@ -30,6 +30,7 @@ def build() -> None:
         html_template="<div class='stages-view'></div>",
         js_on_load="cnnDemo.showStages(element, props, watch)",
         apply_default_css=False,
+        elem_id="stages",
     )
     gr.on(
         [first.change, second.change, size.change],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -54,22 +55,13 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
     inputs = [controls[name] for name in NAMES]
     private: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
-    def check(*values: Any) -> list[dict[str, Any]]:
-        """Say beside which control a value is wrong."""
-        wrong, sentence = "", ""
-        try:
-            read_form(values[: len(NAMES)])
-        except ConfigError as error:
-            wrong, sentence = error.field, str(error)
-        return [gr.validate(name != wrong, sentence if name == wrong else "") for name in [*NAMES, "owner"]]
-
     def begin(*values: Any) -> dict[str, Any]:
         """Start a run and return what the view shows from now on."""
         try:
             run = service.submit(read_form(values[:-1]), values[-1])
         except CnnDemoError as error:
-            raise gr.Error(str(error), title="Not started", print_exception=False) from error
-        return {"run": run}
+            return {"refused": f"Not started. {error}", "at": time.time()}  # a value that is the same would not be told
+        return {"run": run, "started": True}
 
     def restore(remembered: str, request: gr.Request) -> list[Any]:
         """Return view, command and form as they were: by the page's address, or by what the browser remembers."""
@@ -82,9 +74,7 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
         updates[-1] = gr.update(value=values[-1], choices=[(NOTHING, ""), *names])
         return [shown, show_command(values), *updates]
 
-    start.click(
-        begin, [*inputs, owner], view, js=WITH_OWNER, validator=check, concurrency_limit=None, api_visibility="private"
-    )
+    start.click(begin, [*inputs, owner], view, js=WITH_OWNER, concurrency_limit=None, api_visibility="private")
     gr.on([c.change for c in inputs], lambda *values: show_command(values), inputs, command, **private)
     controls["epochs"].input(lambda: None, None, controls["seconds"], **private)
     controls["seconds"].input(lambda: None, None, controls["epochs"], **private)
@@ -100,12 +90,13 @@ def control(field: dataclasses.Field[Any]) -> Any:
     """Return the control of a setting, from its metadata."""
     kind, choices, label = field.metadata["kind"], field.metadata["choices"], field.name.replace("_", " ")
     info, usual = field.metadata["help"], None if field.default is dataclasses.MISSING else field.default
+    place = f"set-{field.name}"  # where the page tells that the value is wrong
     if choices:
-        return gr.Radio(list(choices), value=usual, label=label, info=info)
+        return gr.Radio(list(choices), value=usual, label=label, info=info, elem_id=place)
     if kind is str:
-        return gr.Dropdown([(NOTHING, "")], value="", label=label, info=info)
-    limits = f"{field.metadata['low']:,} to {field.metadata['high']:,}"
-    return gr.Number(usual, label=label, info=f"{info} ({limits})", precision=0 if kind is int else None)
+        return gr.Dropdown([(NOTHING, "")], value="", label=label, info=info, elem_id=place)
+    info += f" ({field.metadata['low']:,} to {field.metadata['high']:,})"
+    return gr.Number(usual, label=label, info=info, precision=0 if kind is int else None, elem_id=place)
 
 
 def model_line(name: str) -> str:
@@ -127,7 +118,7 @@ def show_command(values: Sequence[Any]) -> dict[str, str]:
     try:
         config = read_form(values)
     except ConfigError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "field": error.field}
     changed = {
         field.name: getattr(config, field.name)
         for field in FIELDS
@@ -157,7 +148,10 @@ def first_view(service: Service, asked: dict[str, str], remembered: dict[str, st
     usual = configs.override({}, configs.preset("quick", shipped or "resnet50"))
     if service.problem:
         usual = dataclasses.replace(usual, dataset="shapes")
-        view["note"] = f"The form is set to shapes, which the program draws. {service.problem}"
+        view["note"] = (
+            "CIFAR-10 could not be downloaded, so the form is set to shapes: ten kinds of pictures that the program "
+            "draws. The reason is in the server's log; choose cifar10 in the recipe to try again."
+        )
     recipe = {name: value for name, value in asked.items() if name in NAMES}
     if recipe:
         try:

@@ -1,0 +1,167 @@
+"""What a program may call, through gradio_client against the running app."""
+
+import concurrent.futures
+import json
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from tests.apps import App
+
+RECIPE = {"dataset": "shapes", "epochs": 300, "batch_size": 64}
+
+
+@pytest.fixture(scope="module")
+def client(app: App) -> Client:
+    return Client(app.url, verbose=False)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    Image.new("RGB", (320, 200), "teal").save(tmp_path / "teal.jpg")
+    return tmp_path / "teal.jpg"
+
+
+def call(client: Client, name: str, **arguments: Any) -> Any:
+    return client.predict(**arguments, api_name=f"/{name}")
+
+
+@pytest.fixture
+def run(client: Client) -> Iterator[str]:
+    """A run of "anna" that trains."""
+    run = call(client, "start_run", model="resnet50", recipe=RECIPE, owner="anna")["run"]
+    deadline = time.monotonic() + 60
+    while call(client, "run_status", run=run)["state"] != "training":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield run
+    call(client, "stop_run", run=run, owner="anna")
+    while "end" not in call(client, "run_status", run=run):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_exactly_the_five_documented_endpoints_are_public(client: Client) -> None:
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(endpoints) == {"/start_run", "/run_status", "/stop_run", "/classify", "/stages"}
+    for name, endpoint in endpoints.items():
+        assert all(parameter["type"] for parameter in endpoint["parameters"]), name
+
+
+def test_they_are_tools_of_an_mcp_server(app: App) -> None:
+    with urllib.request.urlopen(f"{app.url}/gradio_api/mcp/schema", timeout=10) as answer:
+        tools = {tool["name"]: tool for tool in json.load(answer)}
+    assert set(tools) == {"start_run", "run_status", "stop_run", "classify", "stages"}
+    assert all(len(tool["description"]) > 40 for tool in tools.values())
+
+
+def test_a_run_is_started_watched_and_stopped(client: Client, run: str) -> None:
+    first = call(client, "run_status", run=run, owner="anna")
+    assert first["mine"] and first["config"]["epochs"] == 300
+    time.sleep(1)
+    later = call(client, "run_status", run=run, after=first["seq"])
+    assert later["seq"] > first["seq"] and not later["reset"] and not later["mine"]
+    with pytest.raises(AppError, match="not started by you"):
+        call(client, "stop_run", run=run, owner="bert")
+    with pytest.raises(AppError, match="active run"):
+        call(client, "start_run", model="vgg16", recipe=RECIPE, owner="anna")
+    begun = time.monotonic()
+    assert call(client, "stop_run", run=run, owner="anna")["state"] in ("stopping", "stopped")
+    assert time.monotonic() - begun < 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("start_run", {"model": "vgg19", "recipe": {}, "owner": "x"}, "vgg19"),
+        ("start_run", {"model": "vgg16", "recipe": {"epochs": -1}, "owner": "x"}, "from 1 to 1,000"),
+        ("start_run", {"model": "vgg16", "recipe": {"colour": "red"}, "owner": "x"}, "A configuration is an object"),
+        ("start_run", {"model": "vgg16", "recipe": {"start_from": "/etc/passwd"}, "owner": "x"}, "not the name"),
+        ("start_run", {"model": "vgg16", "recipe": {}, "owner": ""}, "owner"),
+        ("run_status", {"run": "../../etc"}, "no run"),
+        ("stages", {"model": "vgg16", "input_size": 8}, "32 to 1024"),
+        ("stages", {"model": "vgg19"}, "choose vgg16"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(
+    client: Client, name: str, arguments: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(AppError, match=sentence):
+        call(client, name, **arguments)
+
+
+def test_stages_are_those_of_the_command_line(client: Client) -> None:
+    table = call(client, "stages", model="vgg16")
+    assert table["parameters"] == 15_253_578 and [row["output"][1] for row in table["stages"]] == [16, 8, 4, 2, 1, 1]
+    assert all(row["explanation"] for row in table["stages"])
+
+
+def test_a_picture_is_classified_and_a_hostile_one_refused(client: Client, picture: Path, tmp_path: Path) -> None:
+    answer = call(client, "classify", picture=handle_file(picture), checkpoint="resnet50")
+    scores = [p["score"] for p in answer["predictions"]]
+    assert len(scores) == 10 and sum(scores) == pytest.approx(1, abs=1e-4) and scores == sorted(scores, reverse=True)
+    assert set(answer) == {"checkpoint", "model", "predictions", "unusual", "unsure"}
+    for checkpoint in ("../resnet50", "/etc", "nothing", ""):
+        with pytest.raises(AppError, match="checkpoint"):
+            call(client, "classify", picture=handle_file(picture), checkpoint=checkpoint)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(AppError):
+        call(client, "classify", picture=handle_file(tmp_path / "text.png"), checkpoint="resnet50")
+
+
+def test_twenty_visitors_classify_while_a_run_trains(app: App, client: Client, run: str, tmp_path: Path) -> None:
+    """Each shows a picture of one colour; each must get the answer that this colour gets alone."""
+    files = []
+    for i in range(20):
+        files.append(tmp_path / f"{i}.png")
+        Image.new("RGB", (64, 64), (12 * i, 255 - 12 * i, (i * 71) % 256)).save(files[-1])
+
+    def ask(file: Path) -> Any:
+        return call(Client(app.url, verbose=False), "classify", picture=handle_file(file), checkpoint="resnet50")
+
+    with concurrent.futures.ThreadPoolExecutor(20) as visitors:
+        together = list(visitors.map(ask, files))
+    alone = [call(client, "classify", picture=handle_file(file), checkpoint="resnet50") for file in files]
+    for one, other in zip(together, alone, strict=True):
+        assert [p["label"] for p in one["predictions"]] == [p["label"] for p in other["predictions"]]
+        assert one["predictions"][0]["score"] == pytest.approx(other["predictions"][0]["score"], abs=1e-4)
+    assert len({tuple(p["score"] for p in answer["predictions"]) for answer in alone}) == 20
+    assert call(client, "run_status", run=run)["state"] == "training"
+
+
+def test_stop_is_heard_at_once_while_many_watch(app: App, client: Client, run: str) -> None:
+    config = json.load(urllib.request.urlopen(f"{app.url}/config", timeout=10))
+    view = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "run")
+
+    def ask(function: str, **asked: Any) -> Any:
+        body = {"data": asked, "component_id": view, "fn_name": function, "session_hash": "x", "event_id": None}
+        request = urllib.request.Request(
+            f"{app.url}/gradio_api/component_server", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        return json.load(urllib.request.urlopen(request, timeout=30))
+
+    with concurrent.futures.ThreadPoolExecutor(45) as tabs:
+        ended = time.monotonic() + 6
+
+        def watch(_: int) -> int:
+            answers, seq = 0, -1
+            while time.monotonic() < ended:
+                seq = ask("watch", run=run, after=seq)["seq"]
+                answers += 1
+                time.sleep(1)
+            return answers
+
+        watching = [tabs.submit(watch, i) for i in range(45)]
+        time.sleep(3)
+        begun = time.monotonic()
+        assert ask("change", action="stop", run=run, owner="anna") == {}
+        assert ask("watch", run=run, after=0)["state"] in ("stopping", "stopped")
+        assert time.monotonic() - begun < 0.5
+        assert all(tab.result() >= 3 for tab in watching)
