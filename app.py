@@ -1,8 +1,11 @@
 """Starts CNN Demo's page: settings from the environment, build, launch. A Space runs this file."""
 
 from cnn_demo import settings
-from cnn_demo.service import Service
-from cnn_demo.ui.app import build, launch_options
+
+settings.share_cores()  # before torch is imported
+
+from cnn_demo.service import Service  # noqa: E402
+from cnn_demo.ui.app import build, launch_options  # noqa: E402
 
 if __name__ == "__main__":
     service = Service(settings.read())

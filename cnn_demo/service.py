@@ -50,6 +50,7 @@ class Service:
     """All runs of this process. Its threads start with the first run and end with the process."""
 
     def __init__(self, settings: Settings, device: torch.device | None = None) -> None:
+        keep_freed_memory()  # before there are threads
         self.root = settings.checkpoints
         self._settings = settings
         gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
@@ -250,7 +251,6 @@ class Service:
         self._jobs[run.id] = job
         self._waiting.append(job)
         if not self._workers:
-            keep_freed_memory()
             for device in self._devices:
                 worker = threading.Thread(target=self._work, args=(device,), name=f"train-{device}", daemon=True)
                 self._workers.append(worker)

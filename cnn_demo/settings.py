@@ -24,6 +24,17 @@ class Settings:
     toronto: str
 
 
+def share_cores() -> None:
+    """Tell OpenMP, before torch loads it, how long its threads wait busily for each other.
+
+    In a server the thread that trains is not the first one that computes. OpenMP then counts more threads than cores
+    and waits asleep: measured on two cores, training was a sixth slower. Waiting long, on the other hand, takes the
+    core from the server whenever one of the two threads is held up.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "active")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
 def read() -> Settings:
     """Return the settings of this process.
 

@@ -545,7 +545,8 @@ def keep_freed_memory(keep: bool = True) -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0 if keep else 65_536)  # M_MMAP_MAX, see mallopt(3)
+        libc.mallopt(-8, 1)  # M_ARENA_MAX, see mallopt(3): a thread of its own must find what it freed, too
+        libc.mallopt(-4, 0 if keep else 65_536)  # M_MMAP_MAX
         libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, (1 << 31) - 1 if keep else 64 << 20)  # M_TRIM_THRESHOLD
 

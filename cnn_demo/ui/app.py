@@ -39,6 +39,9 @@ def build(service: Service) -> gr.Blocks:
             with gr.Tab("Classify", id="classify"):
                 classify.build(service, page, view, tabs, classifier)
         api.build(service, classifier)
+    page.queue(max_size=1000)  # otherwise 1 on ZeroGPU
+    # By default the queue looks for work a thousand times a second, taking Python's lock from the training each time.
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = 0.02
     return page
 
 

@@ -85,7 +85,8 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     asking = false;
     draw();
     const alive = [shown, ...others].some((id) => !records.get(id)?.settled);
-    const pause = Math.max(SLOW ? 2500 : 1000, 30 * drawing, failures ? 1000 * 2 ** Math.min(failures, 4) : 0);
+    // At most a fiftieth of a core for drawing: on a small machine the training may run on the very same one.
+    const pause = Math.max(SLOW ? 2500 : 1000, Math.min(50 * drawing, 4000), failures ? 1000 * 2 ** Math.min(failures, 4) : 0);
     if (again) ask();
     else if (alive) timer = setTimeout(ask, pause);
     // someone may continue it elsewhere
@@ -145,7 +146,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     part.head.replaceChildren(
       make("span", { class: `badge ${state}` }, example ? "example" : state),
       make("strong", {}, `${config.model} on ${config.dataset === "cifar10" ? "CIFAR-10" : "shapes, drawn by the program"}`),
-      make("span", { class: "quiet" }, example ? "the real run that made the checkpoint shipped with this app" : record.mine ? "your run" : record.owned ? "you are watching" : "from the command line"),
+      make("span", { class: "quiet" }, example ? (record.saved ? "the real run that made the checkpoint shipped with this app" : "a real run, recorded for this page") : record.mine ? "your run" : record.owned ? "you are watching" : "from the command line"),
       make("code", { class: "quiet" }, shown),
     );
     const lost = failures > 1 ? " · the server does not answer, trying again" : "";
@@ -215,7 +216,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     rebuild(part.card, [shown, record.state, end?.seq].join(), () => {
       if (!end || !ended(record)) return [];
       const found = results(record);
-      const next = { finished: "Next: classify a picture with it, or change one thing in the recipe and compare.", stopped: "Next: continue where it was, or classify with what it has.", failed: "Next: mend what the sentence names, then continue.", diverged: "Next: start again with a lower learning rate; the last good weights are kept.", interrupted: "Next: continue where it was saved." }[record.state];
+      const next = { finished: `Next: ${record.saved ? "classify a picture with it, or " : ""}change one thing in the recipe and compare.`, stopped: "Next: continue where it was, or classify with what it has.", failed: "Next: mend what the sentence names, then continue.", diverged: "Next: start again with a lower learning rate; the last good weights are kept.", interrupted: "Next: continue where it was saved." }[record.state];
       const big = end.test_accuracy == null ? null : make("div", { class: "big" }, make("strong", {}, percent(end.test_accuracy)), make("span", {}, `of ${end.test_pictures.toLocaleString("en")} test pictures are told right`));
       const facts = Object.entries(RESULTS).filter(([key]) => found[key] && key !== "test" && key !== "state").map(([key, title]) => [make("dt", {}, title), make("dd", {}, found[key])]);
       if (record.saved) facts.push([make("dt", {}, "checkpoint"), make("dd", {}, make("code", {}, `checkpoints/${shown}/model.safetensors`))]);
@@ -358,7 +359,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
       hovermode: "x unified",
       hoversubplots: "axis",
       hoverlabel: { bgcolor: style("--background"), font: { color: ink } },
-      legend: { orientation: "h", y: 1.01, yanchor: "bottom", x: 0, font: { size: 11 }, ...(narrow ? { entrywidth: 0.48, entrywidthmode: "fraction" } : {}) },
+      legend: { orientation: "h", y: 1.01, yanchor: "bottom", x: 0, font: { size: narrow ? 10 : 11 }, ...(narrow ? { entrywidth: 0.48, entrywidthmode: "fraction" } : {}) },
       dragmode: narrow ? false : "zoom",
       uirevision: shown,
       xaxis: { ...axis, title: { text: "step" }, anchor: "y3", rangemode: "tozero" },
@@ -367,10 +368,10 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
       yaxis3: { ...axis, title: { text: "rate" }, domain: [0, 0.13], rangemode: "tozero", nticks: 3 },
     };
     const data = ids.flatMap((id, index) => traces(id, index, style(`--run-${index + 1}`)));
-    await Plotly.react(part.chart, data, layout, { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+    await Plotly.react(part.chart, data, layout, { displayModeBar: narrow ? false : "hover", displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
     part.chart.setAttribute("role", "figure");
     part.chart.setAttribute("aria-label", `Loss, accuracy and learning rate by step. ${part.summary.textContent}`);
-    drawing = performance.now() - begun;
+    requestAnimationFrame(() => setTimeout(() => (drawing = performance.now() - begun))); // painting included
   }
 
   function replay() {

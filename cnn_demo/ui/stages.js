@@ -50,7 +50,7 @@ cnnDemo.showStages = (root, props, watch) => {
     const body = stages.map((stage, i) =>
       make("tr", { class: open === stage.name ? "open" : "", onclick: toggle(stage.name) },
         make("th", { scope: "row" }, make("button", { type: "button", "aria-expanded": String(open === stage.name), "data-stage": `${network.model} cell ${stage.name}` }, make("span", { class: `dot ${stage.name}` }), stage.name)),
-        ...[stage.layers, shape(stage.output), count(values[i]), count(stage.parameters), share(stage.parameters, parameters), count(stage.macs), share(stage.macs, macs), count(stage.receptive_field), stage.stride, count(Math.round((stage.activation_bytes / 1024) * 10) / 10)].map((cell) => make("td", {}, String(cell)))));
+        ...[stage.layers, shape(stage.output), count(values[i]), count(stage.parameters), share(stage.parameters, parameters), count(stage.macs), share(stage.macs, macs), count(stage.receptive_field), stage.stride, count(Number((stage.activation_bytes / 1024).toPrecision(3)))].map((cell) => make("td", {}, String(cell)))));
     const total = make("tr", { class: "total" }, make("th", { scope: "row" }, "total"), ...[stages.reduce((sum, stage) => sum + stage.layers, 0), "", count(allValues), count(parameters), "", count(macs), "", "", "", ""].map((cell) => make("td", {}, String(cell))));
 
     const drawing = make("section", { class: "network" },

@@ -75,12 +75,18 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
         return [shown, show_command(values), *updates]
 
     start.click(begin, [*inputs, owner], view, js=WITH_OWNER, concurrency_limit=None, api_visibility="private")
-    gr.on([c.change for c in inputs], lambda *values: show_command(values), inputs, command, **private)
-    controls["epochs"].input(lambda: None, None, controls["seconds"], **private)
-    controls["seconds"].input(lambda: None, None, controls["epochs"], **private)
-    controls["optimizer"].input(LEARNING_RATES.get, controls["optimizer"], controls["learning_rate"], **private)
+    # Only what a person does is told (input, not change): form and command come together from all else.
+    adjust = {
+        "epochs": (lambda: None, None, controls["seconds"]),
+        "seconds": (lambda: None, None, controls["epochs"]),
+        "optimizer": (LEARNING_RATES.get, controls["optimizer"], controls["learning_rate"]),
+    }
+    describe = (lambda *values: show_command(values), inputs, command)
+    gr.on([controls[name].input for name in NAMES if name not in adjust], *describe, **private)
+    for name, change in adjust.items():
+        controls[name].input(*change, **private).then(*describe, **private)
     for name, button in presets.items():
-        button.click(partial(apply_preset, name), controls["model"], inputs[1:], **private)
+        button.click(partial(apply_preset, name), controls["model"], [command, *inputs[1:]], **private)
     view.busy(set_start, None, start, **private)
     page.load(restore, memory, [view, command, *inputs], js="() => [cnnDemo.memory()]", **private)
     return view
@@ -94,7 +100,7 @@ def control(field: dataclasses.Field[Any]) -> Any:
     if choices:
         return gr.Radio(list(choices), value=usual, label=label, info=info, elem_id=place)
     if kind is str:
-        return gr.Dropdown([(NOTHING, "")], value="", label=label, info=info, elem_id=place)
+        return gr.Dropdown([(NOTHING, "")], value="", label=label, info=info, elem_id=place, allow_custom_value=True)
     info += f" ({field.metadata['low']:,} to {field.metadata['high']:,})"
     return gr.Number(usual, label=label, info=info, precision=0 if kind is int else None, elem_id=place)
 
@@ -128,9 +134,10 @@ def show_command(values: Sequence[Any]) -> dict[str, str]:
 
 
 def apply_preset(name: str, model: str) -> list[Any]:
-    """Return the values of all settings but the network."""
+    """Return the command, and the values of all settings but the network."""
     values = configs.override({}, configs.preset(name, model)).to_dict()
-    return [values[field] or "" if field == "start_from" else values[field] for field in NAMES[1:]]
+    form = [values[field] or "" if field == "start_from" else values[field] for field in NAMES]
+    return [show_command(form), *form[1:]]
 
 
 def set_start(event: gr.EventData) -> dict[str, Any]:
