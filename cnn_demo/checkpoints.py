@@ -70,8 +70,15 @@ def checkpoint_names(root: Path) -> list[str]:
     """Return the names of all checkpoints in `root`: those named after their network, then runs, the latest first."""
     folders = [path.parent for path in root.glob("*/model.safetensors") if NAME.fullmatch(path.parent.name)]
     shipped = {folder.name for folder in folders if folder.name in BUILDERS}
-    rest = sorted((f for f in folders if f.name not in shipped), key=lambda f: f.stat().st_mtime, reverse=True)
+    rest = sorted((f for f in folders if f.name not in shipped), key=modified, reverse=True)
     return sorted(shipped, reverse=True) + [folder.name for folder in rest]
+
+
+def modified(path: Path) -> float:
+    """Return when a file or folder was last changed; 0 where it has just been removed."""
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def read_checkpoint(file: Path, name: str) -> Checkpoint:

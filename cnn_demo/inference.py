@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from .checkpoints import NAME, Checkpoint, find_checkpoint
+from .checkpoints import NAME, Checkpoint, read_checkpoint
 from .data import normalise
 from .errors import CheckpointError, DataError
 from .models import Network
@@ -110,19 +110,20 @@ class Classifier:
     def answer(self, name: str, square: Image.Image) -> tuple[Checkpoint, Answer]:
         """Return the checkpoint of a name (never a path) and its answer to a square picture.
 
-        Raises CheckpointError where there is none of that name, or it cannot be used.
+        Raises CheckpointError where there is none of that name, or it cannot be used. It names no other checkpoint:
+        these are their owners'.
         """
-        if not NAME.fullmatch(name):
-            raise CheckpointError(f"{name[:80]!r} is not the name of a checkpoint.")
+        if not NAME.fullmatch(name) or not (self._root / name / "model.safetensors").is_file():
+            raise CheckpointError(f"There is no checkpoint {name[:80]!r} here.")
         checkpoint, network = self._load(name)
         return checkpoint, classify(network, checkpoint, to_input(square))
 
     def _load(self, name: str) -> tuple[Checkpoint, Network]:
         file = self._root / name / "model.safetensors"
-        key = (name, file.stat().st_mtime_ns if file.is_file() else 0)  # a run in training writes it again
+        key = (name, file.stat().st_mtime_ns)  # a run in training writes it again
         with self._lock:
             if key not in self._loaded:
-                checkpoint = find_checkpoint(self._root, name)
+                checkpoint = read_checkpoint(file, name)
                 self._loaded[key] = replace(checkpoint, weights={}), checkpoint.network()
                 for old in [known for known in self._loaded if known[0] == name and known != key]:
                     del self._loaded[old]

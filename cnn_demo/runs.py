@@ -35,7 +35,7 @@ from torch import Tensor
 
 from . import config as configs
 from . import events
-from .checkpoints import NAME, find_checkpoint, read_checkpoint
+from .checkpoints import NAME, find_checkpoint, modified, read_checkpoint
 from .config import RunConfig
 from .data import SETS, Dataset
 from .errors import CheckpointError, CnnDemoError, ConfigError, DiskError, RunError
@@ -202,13 +202,25 @@ class Run:
     def end(self, reason: str, message: str) -> None:
         """Log the end of a run that is not being trained."""
         with self.held():
-            latest = self.history().latest
-            step, epochs = (latest.step, latest.epoch) if latest else (0, 0)
-            self.append(RunFinished(reason=reason, message=message, epochs=epochs, step=step))
+            history = self.history()
+            latest, best, started = history.latest, history.best, history.started
+            step = latest.step if latest else 0
+            end = RunFinished(
+                reason=reason,
+                message=message,
+                seconds=latest.seconds if latest else 0.0,
+                epochs=step // started.steps_per_epoch if started else 0,
+                step=step,
+                best_step=best.step if best else 0,
+                validation_accuracy=best.validation_accuracy if best else None,
+            )
+            self.append(end)
 
     def log_bytes(self) -> int:
         """Return the size of the log; it changes whenever something happens."""
-        return self._log.stat().st_size if self._log.exists() else 0
+        with contextlib.suppress(FileNotFoundError):
+            return self._log.stat().st_size
+        return 0
 
     def drop_resume(self) -> None:
         """Remove what only a continuation needs, about twice the size of the weights."""
@@ -263,7 +275,7 @@ def find(root: Path, run_id: str) -> Run:
 def listing(root: Path) -> list[Run]:
     """Return all runs, the latest first."""
     folders = [path.parent for path in root.glob("*/events.jsonl") if NAME.fullmatch(path.parent.name)]
-    return [Run(folder) for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)]
+    return [Run(folder) for folder in sorted(folders, key=modified, reverse=True)]
 
 
 def drive(run: Run, data: Dataset, device: torch.device, stop: Callable[[], bool]) -> Iterator[Event]:
@@ -278,13 +290,13 @@ def drive(run: Run, data: Dataset, device: torch.device, stop: Callable[[], bool
             raise RunError(
                 f"The run {run.id} has {state} and cannot be continued; start a new one from it: --start-from {run.id}."
             )
-        config = run.config
-        start = run.load_snapshot()
-        network = build(config.model, len(data.classes), config.seed)
-        if start is None and (weights := starting_weights(run.folder.parent, config)) is not None:
-            network.load_state_dict(weights)
-        step = start.step if start else 0
+        config, step = run.config, 0
         try:
+            start = run.load_snapshot()
+            step = start.step if start else 0
+            network = build(config.model, len(data.classes), config.seed)
+            if start is None and (weights := starting_weights(run.folder.parent, config)) is not None:
+                network.load_state_dict(weights)
             for item in train(network, data, config, device=device, stop=stop, start=start):
                 step = item.step if isinstance(item, Snapshot) else step
                 if isinstance(item, Snapshot):

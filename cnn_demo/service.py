@@ -6,6 +6,7 @@ may watch it; only its owner may stop, continue or discard it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -27,6 +28,7 @@ from .settings import Settings
 from .training import keep_freed_memory
 
 POINTS = 400  # of a curve, sent at once
+LOG_LINES = 2000  # of a log, sent at once
 CAN_CONTINUE = ("stopped", "failed", "interrupted")
 
 
@@ -60,10 +62,12 @@ class Service:
         self._waiting: list[Job] = []
         self._workers: list[threading.Thread] = []
         self._rates: dict[str, float] = {}  # measured pictures per second of a network
-        self._summaries: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._histories: dict[Path, tuple[tuple[int, bool], History]] = {}
+        self._summaries: dict[Path, tuple[tuple[int, bool], dict[str, Any]]] = {}
         self._closed = False
         self.problem = ""  # why CIFAR-10 could not be brought when the program started
-        self._data_lock = threading.Lock()
+        self._data_locks = {name: threading.Lock() for name in data.SETS}
+        self._loading = ("waiting for the pictures", 0.0)  # what is done for CIFAR-10, and how much of it
         self._data: dict[str, Dataset] = {}
 
     def prepare(self) -> None:
@@ -71,7 +75,7 @@ class Service:
 
         def load() -> None:
             try:
-                self._load("cifar10", lambda text, share: None)
+                self._load("cifar10", lambda text, share: setattr(self, "_loading", (text, share)))
             except CnnDemoError as error:
                 self.problem = str(error)
                 logging.getLogger(__name__).warning("%s", error)
@@ -86,8 +90,9 @@ class Service:
         Raises RunError where they have an active one, CheckpointError where `start_from` is a path, else what
         `runs.create` raises.
         """
-        if config.start_from is not None and not NAME.fullmatch(config.start_from):
-            raise CheckpointError(f"{config.start_from[:80]!r} is not the name of a checkpoint.")
+        start = config.start_from
+        if start and not (NAME.fullmatch(start) and (self.root / start / "model.safetensors").is_file()):
+            raise CheckpointError(f"There is no checkpoint {start[:80]!r} here to start from.")
         with self._changed:
             self._check_free(owner)
             run = runs.create(self.root, config, owner)
@@ -115,7 +120,7 @@ class Service:
             if job in self._waiting:
                 self._waiting.remove(job)
                 del self._jobs[run_id]
-                job.run.end("stopped", "Taken out of the queue before it began.")
+                job.run.end("stopped", "Taken out of the queue.")
 
     def discard(self, run_id: str, owner: str) -> None:
         """Remove a run that is not active, its weights with it."""
@@ -130,7 +135,8 @@ class Service:
         with self._changed:
             self._closed = True
             for job in list(self._jobs.values()):
-                self.stop(job.run.id, job.owner)
+                with contextlib.suppress(CnnDemoError):  # the others must stop, too
+                    self.stop(job.run.id, job.owner)
             self._changed.notify_all()
         for worker in self._workers:
             worker.join(timeout=20)
@@ -152,8 +158,8 @@ class Service:
             job = self._jobs.get(run_id)
             state, text = (self._state(job), self._describe(job)) if job else ("", "")
             history = job.history if job else History()
-        run = job.run if job else runs.find(self.root, run_id)
-        history = history if job else run.history()
+        run = job.run if job else self._find(run_id)
+        history = history if job else self._history(run)
         config, started, latest = run.config, history.started, history.latest
         reset = after < (started.seq if started else 0)
         after = -1 if reset else after
@@ -175,7 +181,7 @@ class Service:
                 for e in history.epochs
                 if e.seq > after
             ],
-            "log": [line for p in curve for line in course_log(p, history, config.epochs)],
+            "log": [line for p in curve for line in course_log(p, history, config.epochs)][-LOG_LINES:],
         }
         if reset:
             answer |= {"config": config.to_dict(), "command": config.to_command(), "owned": bool(run.owner)}
@@ -198,9 +204,9 @@ class Service:
 
     def _summary(self, run: Run) -> dict[str, Any]:
         """Return the line of a run; read again only when its log has grown."""
-        size = run.log_bytes()
+        key = (run.log_bytes(), run.is_held())
         known = self._summaries.get(run.folder)
-        if known is None or known[0] != size:
+        if known is None or known[0] != key:
             try:
                 config, history = run.config, run.history()
             except RunError:  # damaged
@@ -214,7 +220,7 @@ class Service:
                 "validation_accuracy": history.best.validation_accuracy if history.best else None,
                 "test_accuracy": end.test_accuracy if end else None,
             }
-            known = self._summaries[run.folder] = (size, line)
+            known = self._summaries[run.folder] = (key, line)
         return known[1]
 
     def wait_seconds(self, job: Job) -> float | None:
@@ -234,8 +240,25 @@ class Service:
 
     # --- the queue ---
 
+    def _find(self, run_id: str) -> Run:
+        """Return a run. Its id is all that watching takes, so an error names no other one."""
+        try:
+            return runs.find(self.root, run_id)
+        except RunError as error:
+            raise RunError(f"There is no run {run_id[:80]!r} here.") from error
+
+    def _history(self, run: Run) -> History:
+        """Return the history of a run that is no job; its log is read again only when something has changed."""
+        key = (run.log_bytes(), run.is_held())
+        known = self._histories.get(run.folder)
+        if known is None or known[0] != key:
+            known = self._histories[run.folder] = (key, run.history())
+            while len(self._histories) > 32:
+                self._histories.pop(next(iter(self._histories)), None)
+        return known[1]
+
     def _own(self, run_id: str, owner: str) -> Run:
-        run = self._jobs[run_id].run if run_id in self._jobs else runs.find(self.root, run_id)
+        run = self._jobs[run_id].run if run_id in self._jobs else self._find(run_id)
         if not run.belongs_to(owner):
             raise RunError(f"The run {run_id} was not started by you; you can watch it, not change it.")
         return run
@@ -279,13 +302,14 @@ class Service:
             job.note, job.share = text, share
 
         try:
-            report("waiting for the pictures", 0.0)
             pictures = self._load(job.run.config.dataset, report)
         except Stopped:
             job.run.end("stopped", "Stopped while the pictures were being prepared.")
             return
-        except CnnDemoError as error:
+        except Exception as error:
             job.run.end("failed", str(error))
+            if not isinstance(error, CnnDemoError):
+                raise
             return
         job.note = ""
         for event in runs.drive(job.run, pictures, device, job.stop.is_set):
@@ -297,14 +321,20 @@ class Service:
 
     def _load(self, name: str, report: data.Report) -> Dataset:
         """Return a data set, read once per process. Raises what `data.load` raises."""
-        where = self._settings
-        with self._data_lock:
+        where, lock = self._settings, self._data_locks[name]
+        while not lock.acquire(timeout=0.2):
+            report(*self._loading)
+        try:
             if name not in self._data:
                 report("reading the pictures" if name == "cifar10" else "drawing the pictures", 0.0)
                 self._data[name] = data.load(
                     name, folder=where.data, cache=where.cache, hub=where.hub, toronto=where.toronto, report=report
                 )
+            if name == "cifar10":
+                self.problem = ""
             return self._data[name]
+        finally:
+            lock.release()
 
     # --- words ---
 

@@ -110,7 +110,12 @@ def build(service: Service, classifier: Classifier) -> None:
     as_file(picture)
     checkpoint = gr.Textbox("resnet50", visible=False)
     gr.Button(visible=False).click(
-        classify, [picture, checkpoint], gr.JSON(visible=False), api_name="classify", concurrency_limit=None
+        classify,
+        [picture, checkpoint],
+        gr.JSON(visible=False),
+        api_name="classify",
+        concurrency_limit=4,
+        concurrency_id="classify",
     )
 
 

@@ -35,8 +35,12 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
                 height=300,
                 elem_id="picture",
             )
-            gr.Examples(
-                sorted(str(file) for file in EXAMPLES.glob("*.png")), picture, label="Examples: CIFAR-10 test pictures"
+            # not gr.Examples: it makes the image component anew, without as_file
+            examples = gr.Dataset(
+                components=[gr.Image(render=False)],
+                samples=[[str(file)] for file in sorted(EXAMPLES.glob("*.png"))],
+                label="Examples: CIFAR-10 test pictures",
+                elem_id="examples",
             )
             first = gr.Dropdown([], label="Checkpoint", elem_id="checkpoint")
             second = gr.Dropdown([], label="A second one beside it", elem_id="second-checkpoint")
@@ -66,6 +70,8 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
         """Return the checkpoints that this visitor may choose."""
         choices = usable(service, secret)
         names = [name for _, name in choices]
+        if one and one not in names and (service.root / one / "model.safetensors").is_file():  # watched by link
+            choices, names = [*choices, (one, one)], [*names, one]
         kept = one if one in names else next(iter(names), None)
         return [
             gr.update(choices=choices, value=kept),
@@ -84,10 +90,12 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
         show,
         [picture, first, second],
         answer,
-        concurrency_limit=None,
+        concurrency_limit=4,  # a large photo takes half a gigabyte for a moment
+        concurrency_id="classify",
         trigger_mode="always_last",
         **private,
     )
+    examples.click(lambda sample: sample[0], examples, picture, queue=False, **private)
     with_owner = "(...values) => [cnnDemo.owner(), ...values.slice(1)]"
     gr.on(
         [page.load, tabs.select], offer, [owner, first, second], [first, second], js=with_owner, queue=False, **private

@@ -15,6 +15,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     box.append(part[name]);
   }
   part.summary.setAttribute("aria-live", "polite");
+  part.note.setAttribute("role", "alert");
   part.bar.append(make("div"));
   for (const [name, value] of [["role", "progressbar"], ["aria-label", "progress"], ["aria-valuemin", 0], ["aria-valuemax", 100]]) part.bar.setAttribute(name, value);
 
@@ -31,6 +32,13 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
   let again = false; // something happened while asking
 
   // --- asking ---
+
+  // Gradio's client answers nothing where the server could not be reached, or failed.
+  async function call(name, asked) {
+    const answer = await server[name]({ ...asked, owner: owner() });
+    if (!answer) throw new Error("no answer");
+    return answer;
+  }
 
   function apply(record, answer) {
     if (answer.reset) Object.assign(record, { points: [], epochs: [], log: [], config: answer.config, command: answer.command, started: answer.started, owned: answer.owned, end: null });
@@ -72,10 +80,13 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
       for (const id of [shown, ...others]) {
         const record = records.get(id);
         if (!record || (ended(record) && record.settled)) continue;
-        const answer = await server.watch({ run: id, after: record.seq, owner: owner() });
-        if (answer.error) record.error = answer.error;
+        const answer = await call("watch", { run: id, after: record.seq });
+        if (answer.error) {
+          record.error = answer.error;
+          if (id === shown) setBusy((await call("listing", {})).active);
+        }
         else apply(record, answer);
-        record.settled = answer.error || ended(record);
+        record.settled = !again && Boolean(answer.error || ended(record));
         if (id === shown && !answer.error) setBusy(answer.active);
       }
       failures = 0;
@@ -90,7 +101,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     if (again) ask();
     else if (alive) timer = setTimeout(ask, pause);
     // someone may continue it elsewhere
-    else if (CAN_CONTINUE.includes(records.get(shown)?.state)) timer = setTimeout(recheck, 10000);
+    else if (busy || CAN_CONTINUE.includes(records.get(shown)?.state)) timer = setTimeout(recheck, 10000);
   }
 
   function recheck() {
@@ -103,11 +114,12 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     if (busy !== Boolean(active)) trigger("busy", { busy: (busy = Boolean(active)) });
   }
 
-  async function act(action) {
-    const answer = await server.change({ action, run: shown, owner: owner() }).catch(() => ({ error: "The server did not answer; try again." }));
+  async function act(action, run) {
+    const answer = await call("change", { action, run }).catch(() => ({ error: "The server did not answer; try again." }));
     part.note.textContent = answer.error || "";
+    part.actions.dataset.asked = "";
     if (action === "discard" && !answer.error) {
-      records.delete(shown);
+      records.delete(run);
       cnnDemo.remember("");
       return attach(null);
     }
@@ -122,6 +134,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     if (shown && !records.has(shown)) records.set(shown, { seq: -1, points: [], epochs: [], log: [] });
     part.log.open = false;
     part.actions.dataset.asked = "";
+    for (const name of ["actions", "card"]) rebuild(part[name], "", () => []); // those of the run before
     if (shown) recheck();
     else draw();
     if (part.compare.open) listRuns();
@@ -179,21 +192,22 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     part.status.textContent = "Choose a network and press Start training: after a few seconds its loss appears here and falls while you watch. The run goes on when you close the page.";
     for (const name of ["actions", "card", "summary", "log"]) rebuild(part[name], "", () => []);
     part.bar.hidden = part.log.hidden = part.tools.hidden = part.chart.hidden = true;
-    server.listing({ owner: owner() }).then((answer) => setBusy(answer.active), () => {});
+    call("listing", {}).then((answer) => setBusy(answer.active), () => {});
   }
 
   function drawActions(record, example) {
     const { state, mine } = record;
     const asked = part.actions.dataset.asked === "yes";
+    const run = shown;
     rebuild(part.actions, [shown, state, mine, asked, record.saved, replayed !== null].join(), () => [
-      mine && state === "queued" && button("Leave the queue", () => act("stop"), "stop"),
-      mine && state !== "queued" && state !== "stopping" && ACTIVE.includes(state) && button("Stop and keep the best", () => act("stop"), "stop"),
-      mine && CAN_CONTINUE.includes(state) && button("Continue", () => act("continue"), "main"),
-      record.saved && button("Classify a picture with it", () => trigger("use", { run: shown }), state === "finished" ? "main" : ""),
+      mine && state === "queued" && button("Leave the queue", () => act("stop", run), "stop"),
+      mine && state !== "queued" && state !== "stopping" && ACTIVE.includes(state) && button("Stop and keep the best", () => act("stop", run), "stop"),
+      mine && CAN_CONTINUE.includes(state) && button("Continue", () => act("continue", run), "main"),
+      record.saved && button("Classify a picture with it", () => trigger("use", { run }), state === "finished" ? "main" : ""),
       ended(record) && record.points.length > 2 && button(replayed === null ? "Replay" : "Show all of it", replayed === null ? replay : () => ((replayed = null), draw())),
       !example && copyButton(() => `${location.origin}${location.pathname}?run=${shown}`, "link to this run"),
       mine && !ACTIVE.includes(state) && !asked && button("Discard", () => ((part.actions.dataset.asked = "yes"), draw())),
-      asked && button("Yes, delete the run and its weights", () => act("discard"), "stop"),
+      asked && button("Yes, delete the run and its weights", () => act("discard", run), "stop"),
       asked && button("Keep it", () => ((part.actions.dataset.asked = ""), draw())),
     ]);
   }
@@ -253,7 +267,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
 
   async function listRuns() {
     const list = part.compare.querySelector(".run-list");
-    const { runs = [] } = await server.listing({ owner: owner() }).catch(() => ({}));
+    const { runs = [] } = await call("listing", {}).catch(() => ({}));
     const rows = runs.filter((run) => run.run !== shown).slice(0, 30);
     list.replaceChildren(...(rows.length ? [] : [make("p", { class: "quiet" }, "There is no other run yet. Train a second one, with one thing changed, and it can be laid over this one.")]));
     for (const run of rows) {
@@ -401,11 +415,11 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
   document.addEventListener("visibilitychange", () => visible() && ask());
   let width = 0;
   new ResizeObserver(() => {
-    if (box.clientWidth && box.clientWidth !== width) {
-      width = box.clientWidth;
-      drawChart();
-      ask();
-    }
+    if (box.clientWidth === width) return;
+    width = box.clientWidth; // 0 while another tab of the page is open
+    if (!width) return;
+    drawChart();
+    ask();
   }).observe(box);
   new MutationObserver(drawChart).observe(document.body, { attributes: true, attributeFilter: ["class"] });
   if (props.value?.shipped !== undefined || props.value?.run) update();

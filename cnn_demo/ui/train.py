@@ -86,7 +86,7 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
     for name, change in adjust.items():
         controls[name].input(*change, **private).then(*describe, **private)
     for name, button in presets.items():
-        button.click(partial(apply_preset, name), controls["model"], [command, *inputs[1:]], **private)
+        button.click(partial(apply_preset, name), inputs[:2], [command, *inputs[1:]], **private)
     view.busy(set_start, None, start, **private)
     page.load(restore, memory, [view, command, *inputs], js="() => [cnnDemo.memory()]", **private)
     return view
@@ -125,17 +125,14 @@ def show_command(values: Sequence[Any]) -> dict[str, str]:
         config = read_form(values)
     except ConfigError as error:
         return {"error": str(error), "field": error.field}
-    changed = {
-        field.name: getattr(config, field.name)
-        for field in FIELDS
-        if getattr(config, field.name) not in (field.default, None)
-    }
+    usual = {field.name: field.default for field in FIELDS} | {"learning_rate": LEARNING_RATES[config.optimizer]}
+    changed = {name: value for name, value in config.to_dict().items() if value not in (usual[name], None)}
     return {"command": config.to_command(), "query": "?" + urlencode(changed)}
 
 
-def apply_preset(name: str, model: str) -> list[Any]:
-    """Return the command, and the values of all settings but the network."""
-    values = configs.override({}, configs.preset(name, model)).to_dict()
+def apply_preset(name: str, model: str, dataset: str) -> list[Any]:
+    """Return the command, and the values of all settings but the network; the data set stays."""
+    values = configs.override({"dataset": dataset}, configs.preset(name, model)).to_dict()
     form = [values[field] or "" if field == "start_from" else values[field] for field in NAMES]
     return [show_command(form), *form[1:]]
 
@@ -162,6 +159,7 @@ def first_view(service: Service, asked: dict[str, str], remembered: dict[str, st
     recipe = {name: value for name, value in asked.items() if name in NAMES}
     if recipe:
         try:
+            view["run"] = service.active(remembered["owner"])
             return view, configs.override(configs.preset("quick", recipe.get("model", "resnet50")), recipe)
         except ConfigError as error:
             return view | {"note": f"The address holds a recipe that cannot be used. {error}"}, usual
@@ -169,7 +167,7 @@ def first_view(service: Service, asked: dict[str, str], remembered: dict[str, st
     if not own:
         return view, usual
     try:
-        return view | {"run": own}, runs.find(service.root, own).config
+        return view | {"run": own, "note": ""}, runs.find(service.root, own).config
     except CnnDemoError:
         gone = f"The run {own[:80]} is not here: it was discarded, or the server forgot it at a restart."
         return view | {"note": gone}, usual

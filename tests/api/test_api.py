@@ -83,7 +83,7 @@ def test_a_run_is_started_watched_and_stopped(client: Client, run: str) -> None:
         ("start_run", {"model": "vgg19", "recipe": {}, "owner": "x"}, "vgg19"),
         ("start_run", {"model": "vgg16", "recipe": {"epochs": -1}, "owner": "x"}, "from 1 to 1,000"),
         ("start_run", {"model": "vgg16", "recipe": {"colour": "red"}, "owner": "x"}, "A configuration is an object"),
-        ("start_run", {"model": "vgg16", "recipe": {"start_from": "/etc/passwd"}, "owner": "x"}, "not the name"),
+        ("start_run", {"model": "vgg16", "recipe": {"start_from": "/etc/passwd"}, "owner": "x"}, "no checkpoint"),
         ("start_run", {"model": "vgg16", "recipe": {}, "owner": ""}, "owner"),
         ("run_status", {"run": "../../etc"}, "no run"),
         ("stages", {"model": "vgg16", "input_size": 8}, "32 to 1024"),

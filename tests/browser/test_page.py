@@ -9,6 +9,8 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from tests.browser.conftest import traces, wait_for_points
+
 Visit = Callable[..., Page]
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
@@ -56,7 +58,7 @@ def test_a_dropped_photo_is_classified(visit: Visit) -> None:
 def test_an_example_and_two_checkpoints(visit: Visit) -> None:
     page = visit()
     open_tab(page, "Classify")
-    page.locator("#examples button, .gallery button, .gallery-item").first.click()
+    page.locator("#examples button").first.click()
     expect(page.locator(".answer")).to_have_count(1)
     page.get_by_label("A second one beside it").click()
     page.get_by_role("option", name="resnet50").click()
@@ -70,6 +72,9 @@ def test_what_is_no_picture_is_told_in_a_sentence(visit: Visit) -> None:
     expect(page.locator("#answer")).to_contain_text("This file cannot be read")
     page = visit()
     open_tab(page, "Classify")
+    page.locator("#examples button").first.click()
+    expect(page.locator(".answer")).to_have_count(1)
+    page.locator("#picture .icon-button-wrapper button").last.click()  # takes the example away
     drop(page, "text.jpg", b"no picture")
     expect(page.locator("#answer")).to_contain_text("This file is not a picture; give one of .bmp")
 
@@ -79,8 +84,9 @@ def test_a_running_run_classifies(training: Page) -> None:
     training.get_by_role("button", name="Classify a picture with it").click()
     drop(training, "teal.jpg", photo())
     expect(training.locator(".answer")).to_contain_text(f"{run} answers")
+    training.wait_for_timeout(3000)  # longer than the time between two questions to the server
     open_tab(training, "Train")
-    expect(training.get_by_role("button", name="Stop and keep the best")).to_be_visible()
+    wait_for_points(training, len(traces(training)["loss, smoothed"]) + 5)
 
 
 @pytest.mark.parametrize("place", ["button.stage-row", "table button"])
@@ -111,7 +117,7 @@ def test_axe_finds_nothing_serious_and_nothing_is_cut_off(visit: Visit, options:
     for tab in ("Train", "Stages", "Classify"):
         open_tab(page, tab)
         if tab == "Classify":
-            page.locator(".gallery-item, .gallery button").first.click()
+            page.locator("#examples button").first.click()
             page.locator(".answer").wait_for()
         page.wait_for_timeout(500)
         assert page.evaluate("() => document.documentElement.scrollWidth") <= page.viewport_size["width"], tab

@@ -1,19 +1,23 @@
 """Runs as jobs: the queue, who may do what, and what a watcher is told."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from cnn_demo import events, runs
 from cnn_demo.config import RunConfig
 from cnn_demo.data import Dataset
-from cnn_demo.errors import DownloadError, RunError
+from cnn_demo.errors import CheckpointError, DownloadError, RunError
 from cnn_demo.history import History, thin
+from cnn_demo.inference import Classifier
 from cnn_demo.service import Service
 from cnn_demo.settings import Settings
 
@@ -248,3 +252,76 @@ def test_a_thinned_curve_keeps_every_extreme() -> None:
     assert len(points) <= 400 and points[-1].step == 10_000
     assert max(p.loss_high for p in points) == 7.0 and min(p.loss_low for p in points) == 0.5
     assert thin(history.curve[:400], 400) == list(history.curve[:400])
+
+
+def test_an_error_names_no_run_of_anybody_else(service: Service) -> None:
+    run = service.submit(SHORT, "anna")
+    wait(service, run, "finished")
+    for ask in (service.watch, lambda name: service.stop(name, "bert")):
+        with pytest.raises(RunError) as told:
+            ask("resnet50-gone")
+        assert run not in str(told.value) and str(service.root) not in str(told.value)
+    with pytest.raises(CheckpointError) as refused:
+        service.submit(replace(SHORT, start_from="gone"), "bert")
+    assert run not in str(refused.value)
+    picture = Image.new("RGB", (8, 8))
+    for name in ("gone", "../x", __file__):
+        with pytest.raises(CheckpointError) as unknown:
+            Classifier(service.root).answer(name, picture)
+        assert run not in str(unknown.value)
+
+
+def test_a_run_whose_start_is_gone_fails_with_the_reason(service: Service) -> None:
+    start = service.submit(SHORT, "anna")
+    wait(service, start, "finished")
+    first = service.submit(LONG, "anna")
+    wait(service, first, "training")
+    second = service.submit(replace(SHORT, start_from=start), "bert")
+    runs.discard(runs.find(service.root, start))
+    service.stop(first, "anna")
+    assert start in wait(service, second, "failed")["text"]
+
+
+def test_neither_stop_nor_shapes_wait_for_a_download(
+    tmp_path: Path, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def load(name: str, *, report: Any, **_: object) -> Dataset:
+        if name == "shapes":
+            return tiny
+        report("downloading CIFAR-10", 0.4)
+        ended.wait(60)
+        raise DownloadError("too late")
+
+    monkeypatch.setattr("cnn_demo.data.load", load)
+    service = Service(settings(tmp_path), torch.device("cpu"))
+    service.prepare()
+    run = service.submit(RunConfig(model="resnet50", epochs=1), "anna")
+    deadline = time.monotonic() + 30
+    while service.watch(run)["text"] != "Preparing: downloading CIFAR-10":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    service.stop(run, "anna")
+    wait(service, run, "stopped")
+    wait(service, service.submit(SHORT, "anna"), "finished")
+    ended.set()
+    service.close()
+
+
+def test_leaving_the_queue_forgets_nothing_of_what_was_done(service: Service) -> None:
+    run = service.submit(LONG, "anna")
+    deadline = time.monotonic() + 60
+    while not service.watch(run)["epochs"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    service.stop(run, "anna")
+    before = wait(service, run, "stopped")["end"]
+    other = service.submit(LONG, "bert")
+    wait(service, other, "training")
+    service.resume(run, "anna")
+    service.stop(run, "anna")
+    after = service.watch(run)["end"]
+    assert after["step"] == before["step"] and after["seconds"] > 0
+    assert after["best_step"] == before["best_step"] > 0
+    service.stop(other, "bert")
