@@ -101,8 +101,8 @@ def test_a_second_visitor_waits_in_line_and_may_leave_it(training: Page, visit: 
 
 
 def test_zoom_and_legend_survive_updates(training: Page) -> None:
-    plot = training.locator(".run-chart .nsewdrag[data-subplot=xy]").bounding_box()
-    assert plot is not None
+    place = "() => document.querySelector('.run-chart .nsewdrag[data-subplot=xy]')?.getBoundingClientRect().toJSON()"
+    plot = training.wait_for_function(place).json_value()
     training.mouse.move(plot["x"] + 40, plot["y"] + 60)
     training.mouse.down()
     training.mouse.move(plot["x"] + 240, plot["y"] + 60, steps=5)
