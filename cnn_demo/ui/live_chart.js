@@ -248,11 +248,11 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
   }
 
   function drawLog(record) {
-    part.log.hidden = !record.log.length;
-    if (!record.log.length) return;
     const { end } = record;
     const lines = [...record.log];
     if (end?.test_accuracy != null) lines.push(`Accuracy of the network on the ${end.test_pictures} test images: ${(100 * end.test_accuracy).toFixed(2)} %`);
+    part.log.hidden = !lines.length;
+    if (!lines.length) return;
     rebuild(part.log, shown, () => [make("summary", {}, "Log, as the course project printed it"), make("pre", { tabindex: "0" }), copyButton(() => part.log.querySelector("pre").textContent, "log")]);
     const pre = part.log.querySelector("pre");
     const atEnd = pre.scrollHeight - pre.scrollTop - pre.clientHeight < 4;
