@@ -372,6 +372,8 @@ def describe(history: History, config: RunConfig) -> str:
     text = f"{words[latest.phase]} epoch {latest.epoch}{of}, step {latest.step:,}"
     if latest.images_per_second:
         text += f" · {latest.images_per_second:,.0f} images/s"
+    if history.started is not None:
+        text += f" · on {history.started.device}"
     if latest.seconds_left is not None:
         text += f" · {about(latest.seconds_left)} left"
     return text
