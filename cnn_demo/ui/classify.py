@@ -90,7 +90,7 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
         show,
         [picture, first, second],
         answer,
-        concurrency_limit=4,  # a large photo takes half a gigabyte for a moment
+        concurrency_limit=4,  # a large photo takes much memory for a moment
         concurrency_id="classify",
         trigger_mode="always_last",
         **private,

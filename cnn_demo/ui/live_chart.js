@@ -41,15 +41,15 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
   }
 
   function apply(record, answer) {
-    if (answer.reset) Object.assign(record, { points: [], epochs: [], log: [], config: answer.config, command: answer.command, started: answer.started, owned: answer.owned, end: null });
-    if (answer.reset && CAN_CONTINUE.includes(record.state)) record.version = (record.version || 0) + 1;
+    if (answer.reset) Object.assign(record, { points: [], epochs: [], log: [], config: answer.config, started: answer.started, owned: answer.owned });
     const { points, epochs, log, ...state } = answer;
     record.points.push(...points);
     while (record.points.length > MOST_POINTS) record.points = halve(record.points);
     for (const epoch of epochs) record.epochs = [...record.epochs.filter((known) => known[0] < epoch[0]), epoch];
     record.log.push(...log);
     Object.assign(record, state);
-    if (!answer.end) record.end = null;
+    record.end = answer.end || null;
+    record.error = "";
   }
 
   // Two neighbours become one with their mean loss, weighted by steps, and both extremes.
@@ -84,8 +84,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
         if (answer.error) {
           record.error = answer.error;
           if (id === shown) setBusy((await call("listing", {})).active);
-        }
-        else apply(record, answer);
+        } else apply(record, answer);
         record.settled = !again && Boolean(answer.error || ended(record));
         if (id === shown && !answer.error) setBusy(answer.active);
       }
@@ -216,7 +215,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     const { end, started, state } = record;
     const best = record.epochs.filter((epoch) => epoch[5]).at(-1);
     return {
-      state: state === "finished" ? "finished" : state,
+      state,
       test: end?.test_accuracy == null ? "" : `${percent(end.test_accuracy)} of ${end.test_pictures.toLocaleString("en")}`,
       validation: best?.[4] == null ? "" : `${percent(best[4])}, epoch ${best[1]}`,
       steps: String(end?.step ?? record.points.at(-1)?.[0] ?? 0),
