@@ -1,9 +1,9 @@
-# make run: open the app. make test: all tests. make check: lint, format, types.
+# make run: open the app. make test: all tests. make check: lint, format, types. make space SPACE=owner/name: upload it.
 PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: run test check format
+.PHONY: run test check format space
 
 run: $(VENV)/run.stamp
 	$(BIN)/python app.py
@@ -19,6 +19,9 @@ check: $(VENV)/test.stamp
 format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+space: $(VENV)/run.stamp
+	$(BIN)/python -m cnn_demo space "$(SPACE)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

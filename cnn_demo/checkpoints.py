@@ -21,6 +21,7 @@ from .errors import CheckpointError
 from .models import BUILDERS, Network, build
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,80}")  # of a run, a shipped checkpoint, or a file of ours: never a path
+PREFIX = "hf:"  # of a checkpoint on the Hub: hf:owner/name, hf:owner/name@revision
 CHECKPOINT_BYTES = 400_000_000  # four times the largest network, in float32
 
 
@@ -29,6 +30,7 @@ class Checkpoint:
     """Weights and what they need to be used.
 
     step: of the run they come from; validation_accuracy: there, 0 to 1; limits: there, see training.Score.
+    temperature: what logits are divided by to become honest scores (see evaluation.py); 1 where it was not measured.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Checkpoint:
     step: int
     validation_accuracy: float | None
     limits: tuple[float, float] | None
+    temperature: float
     weights: dict[str, Tensor]
 
     def network(self) -> Network:
@@ -54,7 +57,11 @@ def find_checkpoint(root: Path, name: str) -> Checkpoint:
 
     Raises CheckpointError where there is none, or it cannot be used.
     """
-    candidates = [root / name] if NAME.fullmatch(name) else []
+    if name.startswith(PREFIX):
+        repo, _, revision = name[len(PREFIX) :].partition("@")
+        candidates = [*pulled(root, repo, revision or "main"), root / name]
+    else:
+        candidates = [root / name] if NAME.fullmatch(name) else []
     for path in (*candidates, Path(name)):
         with suppress(OSError):  # a name too long for a path
             file = path / "model.safetensors" if path.is_dir() else path
@@ -64,6 +71,20 @@ def find_checkpoint(root: Path, name: str) -> Checkpoint:
     raise CheckpointError(
         f"There is no checkpoint {name!r}. Give a name ({known}), a run's folder or a .safetensors file."
     )
+
+
+def pulled(root: Path, repo: str, revision: str) -> list[Path]:
+    """Return the folders that hold a repository of the Hub at a revision (a branch, tag or commit), the latest first.
+
+    Each holds source.json: where it is from.
+    """
+    found = []
+    for file in root.glob(f"{PREFIX[:-1]}-*/source.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            source = json.loads(file.read_text())
+            if source["repo"] == repo and revision in (source["revision"], source["commit"]):
+                found.append(file.parent)
+    return sorted(found, key=modified, reverse=True)
 
 
 def checkpoint_names(root: Path) -> list[str]:
@@ -124,6 +145,9 @@ def _metadata(metadata: dict[str, str]) -> dict[str, Any]:
     mean, std = json.loads(metadata["mean"]), json.loads(metadata["std"])
     accuracy = json.loads(metadata["validation_accuracy"])
     limits = json.loads(metadata.get("limits", "null"))
+    temperature = float(metadata.get("temperature", 1))
+    if not 0.05 <= temperature <= 20:
+        raise ValueError("temperature")
     if metadata["model"] not in BUILDERS:
         raise ValueError(f"model {metadata['model']!r}")
     if not isinstance(classes, list) or not 2 <= len(classes) <= 1000 or not all(isinstance(c, str) for c in classes):
@@ -140,4 +164,5 @@ def _metadata(metadata: dict[str, str]) -> dict[str, Any]:
         "step": int(metadata["step"]),
         "validation_accuracy": None if accuracy is None else float(accuracy),
         "limits": None if limits is None else (float(limits[0]), float(limits[1])),
+        "temperature": temperature,
     }

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .runs import Run
 
 
+CHECKPOINT_HELP = "name, run id, folder, file or hf:owner/name[@revision] (default: the first there is)"
+
+
 def main(argv: list[str]) -> int:
     """Run one command; return its exit code."""
     arguments = build_parser().parse_args(argv)
@@ -73,6 +76,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("train", train, "Train a network. Ctrl-C stops and saves, a second one leaves at once.")
     sub.add_argument("model", metavar="MODEL", help=" | ".join(MODELS))
+    sub.add_argument("--on", metavar="jobs", choices=["jobs"], help="run it as a Hugging Face Job (your credit)")
+    sub.add_argument("--flavor", metavar="NAME", help="of the job's machine (default t4-small)", default="t4-small")
+    sub.add_argument("--space", metavar="OWNER/NAME", help="a Space of this app, from which the job takes the program")
+    sub.add_argument("--push", metavar="OWNER/NAME", help="where the job saves its run")
     sub.add_argument("--preset", metavar="NAME", help="start from: quick (60 s) | best (20 epochs) | course")
     for field in dataclasses.fields(RunConfig)[1:]:
         choices = field.metadata["choices"]
@@ -87,8 +94,27 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("classify", classify, "Classify pictures with a checkpoint.")
     sub.add_argument("pictures", metavar="IMAGE|FOLDER", type=Path, nargs="+")
-    sub.add_argument("--checkpoint", metavar="NAME", help="name, run id, folder or file (default: the first there is)")
+    sub.add_argument("--checkpoint", metavar="NAME", help=CHECKPOINT_HELP)
     add_common(sub)
+
+    sub = command("evaluate", evaluate, "Measure a run's weights: test accuracy, calibration, confusion, mistakes.")
+    sub.add_argument("run", metavar="RUN")
+    add_common(sub, data=True)
+
+    sub = command("export", export, "Write a run's weights in half size, with its card, log and curve, into a folder.")
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("folder", metavar="FOLDER", type=Path)
+
+    sub = command("push", push, "Save a run to the Hugging Face Hub: one commit, with a model card and a tag.")
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("repo", metavar="OWNER/NAME")
+    sub.add_argument("--private", action="store_true", help="make the repository private")
+
+    sub = command("pull", pull, "Fetch a checkpoint from the Hugging Face Hub; it then works without a network.")
+    sub.add_argument("repo", metavar="OWNER/NAME[@REVISION]")
+
+    sub = command("space", space, "Upload this app to a Space of yours, ready to run.")
+    sub.add_argument("space", metavar="OWNER/NAME")
 
     sub = command("stages", stages, "Show the size of every stage of a network.")
     sub.add_argument("model", metavar="MODEL", help=" | ".join(MODELS))
@@ -109,6 +135,10 @@ def train(arguments: argparse.Namespace, where: settings.Settings) -> int:
     names = [field.name for field in dataclasses.fields(RunConfig)[1:]]
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     config = configs.override(base, changes)
+    if arguments.on:
+        return launch_job(config, arguments, where)
+    if config.start_from:
+        config = dataclasses.replace(config, start_from=local_name(config.start_from, where))
     data = load_data(config.dataset, arguments, where, required="dataset" in changes or config.start_from is not None)
     if data.name != config.dataset:
         config = dataclasses.replace(config, dataset=data.name)
@@ -116,6 +146,30 @@ def train(arguments: argparse.Namespace, where: settings.Settings) -> int:
 
     run = run_folders.create(where.checkpoints, config)
     return follow(run, data, arguments.json)
+
+
+def launch_job(config: RunConfig, arguments: argparse.Namespace, where: settings.Settings) -> int:
+    """`train ... --on jobs`: the same command on a machine of Hugging Face; the run is pushed from there."""
+    if not arguments.space or not arguments.push:
+        raise InputError("--on jobs needs --space OWNER/NAME (where the program is) and --push OWNER/NAME (results).")
+    from . import hub
+
+    token = hub.machine_login()
+    job = hub.launch(where.hub, config.to_command(), arguments.flavor, arguments.space, arguments.push, token)
+    print(f"started {job}\nnext: python -m cnn_demo pull {arguments.push}")
+    return 0
+
+
+def local_name(name: str, where: settings.Settings) -> str:
+    """Return the name of a checkpoint; one on the Hub is fetched, and named with its commit."""
+    from .checkpoints import PREFIX
+
+    if not name.startswith(PREFIX):
+        return name
+    from . import hub
+
+    source = hub.pull(where.checkpoints, where.hub, name, hub.machine_login()).source
+    return f"{PREFIX}{source['repo']}@{source['commit']}"
 
 
 def continue_run(arguments: argparse.Namespace, where: settings.Settings) -> int:
@@ -209,7 +263,8 @@ def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`classify IMAGE|FOLDER...`: a bad file is named, the rest go on; exit code 2 if none could be classified."""
     from . import checkpoints, inference
 
-    names = [arguments.checkpoint] if arguments.checkpoint else checkpoints.checkpoint_names(where.checkpoints)
+    given = arguments.checkpoint
+    names = [local_name(given, where)] if given else checkpoints.checkpoint_names(where.checkpoints)
     if not names:
         raise InputError("There is no checkpoint yet; train one, or name a file with --checkpoint.")
     checkpoint = checkpoints.find_checkpoint(where.checkpoints, names[0])
@@ -243,6 +298,69 @@ def picture_files(paths: list[Path]) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         yield from files or [path]
+
+
+def evaluate(arguments: argparse.Namespace, where: settings.Settings) -> int:
+    """`evaluate RUN`: what its exported weights are worth; kept in the run's folder for the card and the page."""
+    from . import card, evaluation
+    from . import runs as run_folders
+
+    run = run_folders.find(where.checkpoints, arguments.run)
+    data = load_data(run.config.dataset, arguments, where, required=True)
+    result = evaluation.evaluate(card.half(run), data, run.config.validation_pictures, line_reporter())
+    run.save_evaluation(result)
+    clear_line()
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    print(f"test accuracy {result['accuracy']:.2%} on {result['pictures']:,} pictures, one view each")
+    print(f"              {result['accuracy_flip']:.2%} with the mirror image's logits averaged in")
+    print(f"calibration error {result['ece_before']:.2%}, {result['ece_after']:.2%} at {result['temperature']:.3f}")
+    print_table(
+        ("true \\ answer", *(name[:5] for name in result["classes"])),
+        [[name, *map(str, row)] for name, row in zip(result["classes"], result["confusion"], strict=True)],
+        left=1,
+    )
+    return 0
+
+
+def export(arguments: argparse.Namespace, where: settings.Settings) -> int:
+    """`export RUN FOLDER`."""
+    from . import card
+    from . import runs as run_folders
+
+    card.export(run_folders.find(where.checkpoints, arguments.run), arguments.folder)
+    print(arguments.folder)
+    return 0
+
+
+def push(arguments: argparse.Namespace, where: settings.Settings) -> int:
+    """`push RUN OWNER/NAME`."""
+    from . import hub
+    from . import runs as run_folders
+
+    run = run_folders.find(where.checkpoints, arguments.run)
+    token, private = hub.machine_login(), arguments.private
+    print(hub.push(run, where.hub, arguments.repo, token, private, lambda text, share: say(f"{share:4.0%}  {text}")))
+    return 0
+
+
+def pull(arguments: argparse.Namespace, where: settings.Settings) -> int:
+    """`pull OWNER/NAME[@REVISION]`."""
+    from . import hub
+
+    run = hub.pull(where.checkpoints, where.hub, arguments.repo, hub.machine_login())
+    print(f"{run.folder}\nnext: python -m cnn_demo classify PICTURE --checkpoint {run.id}")
+    return 0
+
+
+def space(arguments: argparse.Namespace, where: settings.Settings) -> int:
+    """`space OWNER/NAME`."""
+    from . import hub
+
+    report, token = (lambda text, share: say(f"{share:4.0%}  {text}")), hub.machine_login()
+    print(hub.publish(where.hub, arguments.space, settings.ROOT, token, report))
+    return 0
 
 
 def stages(arguments: argparse.Namespace, where: settings.Settings) -> int:

@@ -3,6 +3,7 @@
 CnnDemoError            exit 1: our side (disk, network, a run that another process holds)
 ├── DownloadError       a data set could not be brought
 ├── DiskError           a checkpoint or a log line could not be written
+├── HubError            the Hugging Face Hub could not do what was asked
 └── InputError          exit 2: what was given cannot be used
     ├── ConfigError     a field of a run's configuration
     ├── DataError       a data folder, or a picture
@@ -25,6 +26,17 @@ class DownloadError(CnnDemoError):
 
 class DiskError(CnnDemoError):
     """Raised when a file cannot be written. What was there before is still there."""
+
+
+class HubError(CnnDemoError):
+    """Raised when the Hugging Face Hub could not be reached, or refused. What is on this machine is untouched.
+
+    `answered` tells whether it was reached.
+    """
+
+    def __init__(self, message: str, answered: bool = False) -> None:
+        super().__init__(message)
+        self.answered = answered
 
 
 class InputError(CnnDemoError):

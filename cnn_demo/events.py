@@ -7,6 +7,7 @@ Loss in nats, accuracy and shares 0 to 1, time in seconds since the run first st
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,19 @@ class RunFinished(Event):
     test_pictures: int = 0
 
 
+# A log may come from the Hub: what a field may hold.
+TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "str": (str,),
+    "bool": (bool,),
+    "tuple[tuple[int, float], ...]": (tuple,),
+}
+WORDS = {
+    "phase": ["training", "validating", "testing"],
+    "reason": ["finished", "stopped", "diverged", "failed", "interrupted"],
+}
 KINDS = {kind.__name__: kind for kind in (RunQueued, RunStarted, Progress, EpochDone, CheckpointSaved, RunFinished)}
 
 
@@ -105,10 +119,15 @@ def to_dict(event: Event) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Event:
-    """Return the event of a JSON object. Raises KeyError or TypeError where it is none."""
+    """Return the event of a JSON object. Raises KeyError, TypeError or ValueError where it is none, or not of ours."""
     fields = dict(values)
     kind = KINDS[fields.pop("kind")]
     if "logged" in fields:
         fields["logged"] = tuple((int(step), float(loss)) for step, loss in fields["logged"])
+    for field in dataclasses.fields(kind):
+        value = fields.get(field.name, field.default)
+        allowed = type(value) in TYPES[str(field.type)] and value in WORDS.get(field.name, [value])
+        if not allowed or (isinstance(value, float) and not math.isfinite(value)):
+            raise TypeError(f"{field.name} {str(value)[:40]!r}")
     event: Event = kind(**fields)
     return event

@@ -89,7 +89,7 @@ def classify(network: Network, checkpoint: Checkpoint, pixels: Tensor) -> Answer
     """Return the answer for uint8 `3,32,32`. `network` is the checkpoint's, in eval mode."""
     with torch.inference_mode():
         logits = network(normalise(pixels[None], checkpoint.mean, checkpoint.std))[0]
-    scores = logits.softmax(0)
+    scores = (logits / checkpoint.temperature).softmax(0)
     order = scores.argsort(descending=True).tolist()
     highest_energy, lowest_score = checkpoint.limits or (math.inf, 0.0)
     return Answer(

@@ -5,6 +5,7 @@ checkpoints/<run-id>/
     events.jsonl         what happened, one event a line
     model.safetensors    the best weights so far; self-describing (see checkpoints.py)
     resume/              state.json names the weights and optimizer files that belong together
+    evaluation.json      what evaluation.py found, where it was asked; source.json  where a pulled run is from
     lock                 held (flock) by the process that trains; the system frees it when that process dies
 
 Every file is written under another name, synced and renamed, so a kill at any moment leaves whole files; state.json
@@ -19,6 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -27,6 +29,7 @@ from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -35,7 +38,7 @@ from torch import Tensor
 
 from . import config as configs
 from . import events
-from .checkpoints import NAME, find_checkpoint, modified, read_checkpoint
+from .checkpoints import NAME, Checkpoint, find_checkpoint, modified, pulled, read_checkpoint
 from .config import RunConfig
 from .data import SETS, Dataset
 from .errors import CheckpointError, CnnDemoError, ConfigError, DiskError, RunError
@@ -91,6 +94,18 @@ class Run:
     def belongs_to(self, secret: str) -> bool:
         """Tell whether `secret` is its owner's."""
         return bool(secret) and secrets.compare_digest(self.owner, _hash(secret))
+
+    @cached_property
+    def source(self) -> dict[str, str]:
+        """Where it was pulled from (repo, revision, commit); {} where it was trained here."""
+        with contextlib.suppress(OSError, ValueError):
+            return dict(json.loads((self.folder / "source.json").read_text()))
+        return {}
+
+    def save_evaluation(self, result: dict[str, Any]) -> None:
+        """Write evaluation.json. Raises DiskError where that fails."""
+        with _writing(self.folder):
+            _write(self.folder / "evaluation.json", json.dumps(result).encode())
 
     def is_held(self) -> bool:
         """Tell whether a living process works on the run."""
@@ -235,25 +250,14 @@ def create(root: Path, config: RunConfig, owner: str = "") -> Run:
         CheckpointError: `config.start_from` cannot be the start of this run.
         DiskError: the folder cannot be written.
     """
-    classes, mean, std, pictures = SETS[config.dataset]
-    count_steps(config, pictures)
+    count_steps(config, SETS[config.dataset][3])
     starting_weights(root, config)
     run = Run(root / f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}")
-    description = {
-        "model": config.model,
-        "classes": classes,
-        "input_size": 32,
-        "mean": mean,
-        "std": std,
-        "recipe": config.to_dict(),
-        "command": config.to_command(),
-        "versions": {name: version(name) for name in ("torch", "torchvision")},
-    }
     with _writing(root, "Name another folder with CNN_DEMO_CHECKPOINTS."):
         run.folder.mkdir(parents=True)
         if owner:
             _write(run.folder / "owner", _hash(owner).encode())
-        _write(run.folder / "config.json", json.dumps(description, indent=1).encode())
+        _write(run.folder / "config.json", json.dumps(_description(config), indent=1).encode())
     run.append(RunQueued())
     return run
 
@@ -278,6 +282,51 @@ def listing(root: Path) -> list[Run]:
     return [Run(folder) for folder in sorted(folders, key=modified, reverse=True)]
 
 
+def find_pulled(root: Path, repo: str, revision: str, owner: str) -> Run | None:
+    """Return the run that was pulled from the Hub for `owner` at a revision; None where there is none."""
+    found = (Run(folder) for folder in pulled(root, repo, revision))
+    return next((run for run in found if run.belongs_to(owner) or not (owner or run.owner)), None)
+
+
+def adopt(root: Path, folder: Path, checkpoint: Checkpoint, source: dict[str, str], owner: str) -> Run:
+    """Return a new run folder of what was fetched from the Hub into `folder`, nothing of it taken on trust.
+
+    config.json is written anew from what is allowed in one, of the log only our events. Raises CheckpointError where
+    they and the weights do not belong together, DiskError where the folder cannot be written.
+    """
+    repo = source["repo"]
+    try:
+        config = configs.from_dict(json.loads((folder / "config.json").read_text())["recipe"])
+        lines = (folder / "events.jsonl").read_text().splitlines()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+        raise CheckpointError(f"config.json of {repo} is none of this program's ({str(error)[:200]}).") from error
+    classes = SETS[config.dataset][0]
+    if (checkpoint.model, checkpoint.classes) != (config.model, classes):
+        raise CheckpointError(
+            f"{repo} holds weights of a {checkpoint.model} for {len(checkpoint.classes)} classes; its config.json "
+            f"speaks of a {config.model} for {config.dataset}."
+        )
+    name = re.sub(r"[^a-z0-9]+", "-", repo.lower())[:40].strip("-")
+    mark = _hash(owner + source["commit"])[:8] if owner else source["commit"][:8]
+    run = Run(root / f"hf-{name}-{mark}")
+    part = root / f".{run.id}"  # no name of a run
+    with _writing(root, "Name another folder with CNN_DEMO_CHECKPOINTS."):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        _write(part / "config.json", json.dumps(_description(config), indent=1).encode())
+        _write(part / "source.json", json.dumps(source).encode())
+        if owner:
+            _write(part / "owner", _hash(owner).encode())
+        shutil.copyfile(folder / "model.safetensors", part / "model.safetensors")
+        taken = Run(part)
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                taken.append(events.from_dict(json.loads(line)))
+        shutil.rmtree(run.folder, ignore_errors=True)  # pulled before, then damaged
+        part.rename(run.folder)
+    return run
+
+
 def drive(run: Run, data: Dataset, device: torch.device, stop: Callable[[], bool]) -> Iterator[Event]:
     """Train a new run, or continue one, writing all that happens into its folder; yield each event once it is written.
 
@@ -286,7 +335,8 @@ def drive(run: Run, data: Dataset, device: torch.device, stop: Callable[[], bool
     """
     with run.held():
         state = run.history().state
-        if state in ENDED:
+        if state in ENDED or run.source:
+            state = "come from the Hub" if run.source else state
             raise RunError(
                 f"The run {run.id} has {state} and cannot be continued; start a new one from it: --start-from {run.id}."
             )
@@ -327,6 +377,21 @@ def starting_weights(root: Path, config: RunConfig) -> dict[str, Tensor] | None:
             f"than {config.dataset} ({', '.join(classes[:3])}, …)."
         )
     return checkpoint.weights
+
+
+def _description(config: RunConfig) -> dict[str, Any]:
+    """Return what config.json holds."""
+    classes, mean, std, _ = SETS[config.dataset]
+    return {
+        "model": config.model,
+        "classes": classes,
+        "input_size": 32,
+        "mean": mean,
+        "std": std,
+        "recipe": config.to_dict(),
+        "command": config.to_command(),
+        "versions": {name: version(name) for name in ("torch", "torchvision")},
+    }
 
 
 def _hash(secret: str) -> str:

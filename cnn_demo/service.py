@@ -53,7 +53,7 @@ class Service:
 
     def __init__(self, settings: Settings, device: torch.device | None = None) -> None:
         keep_freed_memory()  # before there are threads
-        self.root = settings.checkpoints
+        self.root, self.hub, self.sign_in = settings.checkpoints, settings.hub, settings.sign_in
         self._settings = settings
         gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
         self._devices = [device] if device else gpus or [torch.device("cpu")]
@@ -104,7 +104,7 @@ class Service:
         with self._changed:
             run = self._own(run_id, owner)
             self._check_free(owner)
-            state = run.history().state
+            state = "come from the Hub" if run.source else run.history().state
             if state not in CAN_CONTINUE:
                 raise RunError(f"The run {run_id} has {state}; only a run that stopped can be continued.")
             self._enqueue(run, owner)
@@ -184,7 +184,12 @@ class Service:
             "log": [line for p in curve for line in course_log(p, history, config.epochs)][-LOG_LINES:],
         }
         if reset:
-            answer |= {"config": config.to_dict(), "command": config.to_command(), "owned": bool(run.owner)}
+            answer |= {
+                "source": run.source,
+                "config": config.to_dict(),
+                "command": config.to_command(),
+                "owned": bool(run.owner),
+            }
             answer["started"] = dataclasses.asdict(started) if started else None
         if history.finished and not job:
             answer["end"] = dataclasses.asdict(history.finished)
@@ -237,6 +242,11 @@ class Service:
             return config.seconds
         rate = self._rates.get(config.model)
         return config.epochs * data.SETS[config.dataset][3] / rate if rate else None
+
+    def exportable(self, run_id: str, owner: str) -> Run:
+        """Return a run that `owner` may save elsewhere: theirs, or nobody's. Raises RunError."""
+        run = self._find(run_id)
+        return self._own(run_id, owner) if run.owner else run
 
     # --- the queue ---
 

@@ -14,13 +14,15 @@ class Settings:
     """Where things are.
 
     checkpoints: shipped checkpoints and run folders. data: a folder with CIFAR-10, if one is named. cache: where a
-    downloaded CIFAR-10 is kept. hub: the Hugging Face Hub. toronto: the page that CIFAR-10 comes from.
+    downloaded CIFAR-10 is kept. hub: the Hugging Face Hub. sign_in: whether visitors can sign in to it. toronto: the
+    page that CIFAR-10 comes from.
     """
 
     checkpoints: Path
     data: Path | None
     cache: Path
     hub: str
+    sign_in: bool
     toronto: str
 
 
@@ -33,12 +35,16 @@ def share_cores() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "active")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # huggingface_hub, too, reads its environment once: no call of a page's may use the machine's own login
+    os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
 
 
 def read() -> Settings:
     """Return the settings of this process.
 
     CNN_DEMO_CHECKPOINTS, CNN_DEMO_DATA, CNN_DEMO_CACHE (folders), HF_ENDPOINT, CNN_DEMO_TORONTO (addresses).
+    Visitors can sign in where a Space gives an OAUTH_CLIENT_ID; CNN_DEMO_SIGN_IN shows it elsewhere, as the user of
+    HF_TOKEN but with a token that the real Hub does not take.
     """
     environ = os.environ
     home_cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -47,5 +53,6 @@ def read() -> Settings:
         data=Path(environ["CNN_DEMO_DATA"]) if environ.get("CNN_DEMO_DATA") else None,
         cache=Path(environ.get("CNN_DEMO_CACHE") or home_cache / "cnn-demo"),
         hub=(environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"),
+        sign_in=bool(environ.get("OAUTH_CLIENT_ID") or environ.get("CNN_DEMO_SIGN_IN")),
         toronto=(environ.get("CNN_DEMO_TORONTO") or "https://www.cs.toronto.edu/~kriz").rstrip("/"),
     )

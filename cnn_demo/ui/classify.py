@@ -15,6 +15,7 @@ from .. import checkpoints, inference
 from ..errors import CnnDemoError
 from ..inference import INPUT_PX, Answer, Classifier, percent
 from ..service import Service
+from . import hub
 
 EXAMPLES = Path(__file__).parent / "examples"
 EMPTY = """<div class='empty'><strong>Show it a picture</strong><p>Drop one on the left, paste it, use the camera, or
@@ -44,6 +45,7 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
             )
             first = gr.Dropdown([], label="Checkpoint", elem_id="checkpoint")
             second = gr.Dropdown([], label="A second one beside it", elem_id="second-checkpoint")
+            opened = hub.build_open(service, page)
         with gr.Column(scale=7, min_width=320):
             answer = gr.HTML(EMPTY, apply_default_css=False, elem_id="answer")
     as_file(picture)
@@ -78,6 +80,10 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
             gr.update(choices=[("none", ""), *choices], value=two if two in names else ""),
         ]
 
+    def choose(secret: str, name: str) -> Any:
+        """Classify with a checkpoint that was just opened."""
+        return gr.update(choices=usable(service, secret), value=name)
+
     def use(secret: str, event: gr.EventData) -> list[Any]:
         """Go to this tab and classify with a run."""
         choices = usable(service, secret)
@@ -100,6 +106,7 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
     gr.on(
         [page.load, tabs.select], offer, [owner, first, second], [first, second], js=with_owner, queue=False, **private
     )
+    opened.change(choose, [owner, opened], first, js=with_owner, queue=False, **private)
     view.use(use, owner, [tabs, first], js="() => [cnnDemo.owner()]", queue=False, **private)
 
 

@@ -41,7 +41,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
   }
 
   function apply(record, answer) {
-    if (answer.reset) Object.assign(record, { points: [], epochs: [], log: [], config: answer.config, started: answer.started, owned: answer.owned });
+    if (answer.reset) Object.assign(record, { points: [], epochs: [], log: [], source: answer.source, config: answer.config, started: answer.started, owned: answer.owned });
     const { points, epochs, log, ...state } = answer;
     record.points.push(...points);
     while (record.points.length > MOST_POINTS) record.points = halve(record.points);
@@ -158,7 +158,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     part.head.replaceChildren(
       make("span", { class: `badge ${state}` }, example ? "example" : state),
       make("strong", {}, `${config.model} on ${config.dataset === "cifar10" ? "CIFAR-10" : "shapes, drawn by the program"}`),
-      make("span", { class: "quiet" }, example ? (record.saved ? "the real run that made the checkpoint shipped with this app" : "a real run, recorded for this page") : record.mine ? "your run" : record.owned ? "you are watching" : "from the command line"),
+      make("span", { class: "quiet" }, example ? (record.saved ? "the real run that made the checkpoint shipped with this app" : "a real run, recorded for this page") : record.source.repo ? `from the Hub: ${record.source.repo}@${record.source.commit.slice(0, 8)}` : record.mine ? "your run" : record.owned ? "you are watching" : "from the command line"),
       make("code", { class: "quiet" }, shown),
     );
     const lost = failures > 1 ? " · the server does not answer, trying again" : "";
@@ -201,8 +201,9 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     rebuild(part.actions, [shown, state, mine, asked, record.saved, replayed !== null].join(), () => [
       mine && state === "queued" && button("Leave the queue", () => act("stop", run), "stop"),
       mine && state !== "queued" && state !== "stopping" && ACTIVE.includes(state) && button("Stop and keep the best", () => act("stop", run), "stop"),
-      mine && CAN_CONTINUE.includes(state) && button("Continue", () => act("continue", run), "main"),
+      mine && !record.source.repo && CAN_CONTINUE.includes(state) && button("Continue", () => act("continue", run), "main"),
       record.saved && button("Classify a picture with it", () => trigger("use", { run }), state === "finished" ? "main" : ""),
+      record.saved && (mine || !record.owned) && ended(record) && button("Save or download", () => trigger("save", { run })),
       ended(record) && record.points.length > 2 && button(replayed === null ? "Replay" : "Show all of it", replayed === null ? replay : () => ((replayed = null), draw())),
       !example && copyButton(() => `${location.origin}${location.pathname}?run=${shown}`, "link to this run"),
       mine && !ACTIVE.includes(state) && !asked && button("Discard", () => ((part.actions.dataset.asked = "yes"), draw())),

@@ -22,8 +22,8 @@ PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 def build(service: Service) -> gr.HTML:
     """Return the view of a run: {"run": its id or None, "shipped": the run shown instead of none, "note": a sentence}.
 
-    It triggers "busy" with {"busy": bool} when the visitor's run begins or ends to be active, and "use" with
-    {"run": id} when they want to classify with it.
+    It triggers "busy" with {"busy": bool} when the visitor's run begins or ends to be active, and "use" or "save" with
+    {"run": id} when they want to classify with it, or to keep it elsewhere.
     """
 
     def watch(asked: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def build(service: Service) -> gr.HTML:
     return gr.HTML(
         {},
         html_template="<div class='run-view'></div>",
-        js_on_load="cnnDemo.showRun(element, props, server, trigger, watch) // triggers 'busy' and 'use'",
+        js_on_load="cnnDemo.showRun(element, props, server, trigger, watch) // triggers 'busy', 'use' and 'save'",
         server_functions=[watch, change, listing],
         apply_default_css=False,
         elem_id="run",

@@ -17,7 +17,7 @@ from .. import config as configs
 from ..config import LEARNING_RATES, MODELS, RunConfig
 from ..errors import CnnDemoError, ConfigError
 from ..service import Service
-from . import live_chart
+from . import hub, live_chart
 
 FIELDS = dataclasses.fields(RunConfig)
 NAMES = [field.name for field in FIELDS]
@@ -51,6 +51,7 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
                     controls[field.name] = control(field)
         with gr.Column(scale=7, min_width=340):
             view = live_chart.build(service)
+            hub.build_save(service, view)
     owner, memory = gr.Textbox(visible=False), gr.Textbox("{}", visible=False)
     inputs = [controls[name] for name in NAMES]
     private: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cnn_demo.cli import build_parser
 
@@ -17,6 +18,9 @@ ORDER = [
         "cli",
         "bench",
         "service",
+        "hub",
+        "card",
+        "evaluation",
         "runs",
         "training",
         "optimizers",
@@ -27,6 +31,7 @@ ORDER = [
     ),
     *("data", "settings", "history", "events", "config", "errors"),
 ]
+OWN = {"hub": {"huggingface_hub"}}  # who alone may import it
 LIGHT = {"cli", "config", "errors", "events", "history", "settings", "__main__", "__init__"}
 
 
@@ -63,7 +68,8 @@ def test_nothing_imports_the_page_but_what_starts_it() -> None:
 def test_only_the_right_modules_know_heavy_or_outside_things() -> None:
     for path in PACKAGE.glob("*.py"):
         found = imports(path, everywhere=True)
-        assert not found & {"gradio", "plotly", "huggingface_hub", "spaces"}, path.name
+        outside = {"gradio", "plotly", "huggingface_hub", "spaces"} - OWN.get(path.stem, set())
+        assert not found & outside, path.name
         if path.stem in LIGHT:
             assert not imports(path, everywhere=False) & {"torch", "torchvision", "PIL", "safetensors"}, path.name
         assert path.stem == "settings" or "os.environ" not in path.read_text(), path.name
@@ -78,10 +84,10 @@ def test_nothing_unpickles() -> None:
 def test_requirements_are_pinned_and_complete() -> None:
     pins = {}
     for line in (ROOT / "requirements.txt").read_text().splitlines():
-        name, version = re.fullmatch(r"([a-z-]+)(?:\[[a-z,]+\])?==([\d.]+)", line).groups()
+        name, version = re.fullmatch(r"([a-z_-]+)(?:\[[a-z,]+\])?==([\d.]+)", line).groups()
         pins[name] = version
     assert pins["torch"] == "2.11.0" and pins["torchvision"] == "0.26.0" and pins["gradio"] == "6.31.0"
-    names = {"PIL": "pillow"}
+    names = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
     used = set().union(*(imports(path, everywhere=True) for path in [*PACKAGE.rglob("*.py"), ROOT / "app.py"]))
     standard = set(__import__("sys").stdlib_module_names)
     outside = {name for name in used if not name.startswith(".")} - standard - {"cnn_demo"}
@@ -98,6 +104,20 @@ def test_the_readme_names_only_what_exists() -> None:
         build_parser().parse_args(command.split("  #")[0].split())
     for path in re.findall(r"`((?:cnn_demo|tests|checkpoints)/[\w./]*)`", readme):
         assert (ROOT / path).exists(), path
+
+
+def test_a_space_can_be_made_of_the_repository() -> None:
+    front = yaml.safe_load((ROOT / "README.md").read_text().split("---\n")[1])
+    pins = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().split())
+    assert front["sdk"] == "gradio" and front["sdk_version"] == pins["gradio[oauth,mcp]"]
+    assert front["python_version"] in ("3.10", "3.12") and (ROOT / front["app_file"]).is_file()  # those of ZeroGPU
+    assert pins["torch"] in ("2.8.0", "2.9.1", "2.10.0", "2.11.0")
+    assert 0 < len(front["short_description"]) <= 60
+    colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {front["colorFrom"], front["colorTo"]} <= colours and len(front["emoji"]) == 1
+    assert front["hf_oauth"] is True and front["hf_oauth_scopes"] == ["contribute-repos"]
+    assert front["datasets"] == ["uoft-cs/cifar10"] and front["license"] == "mit"
+    assert set(front) >= {"title", "models", "tags"}
 
 
 def test_the_tools_are_configured_for_the_oldest_python() -> None:

@@ -1,0 +1,100 @@
+"""What a checkpoint is worth, against sums done by hand and another library's."""
+
+import base64
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from cnn_demo import card, evaluation
+from cnn_demo.checkpoints import read_checkpoint
+from cnn_demo.data import Dataset
+from cnn_demo.runs import Run
+
+
+def quiet(text: str, share: float) -> None:
+    assert 0 <= share <= 1, text
+
+
+@pytest.fixture(scope="module")
+def result(shipped: Path, tiny: Dataset) -> dict:
+    return evaluation.evaluate(card.half(Run(shipped)), tiny, 20, quiet)
+
+
+def test_the_calibration_error_of_sums_done_by_hand() -> None:
+    scores = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
+    labels = torch.tensor([0, 1, 0, 1])
+    # bins: 0.9 twice, half right: gap 0.4 x 2; 0.6 right: 0.4; 0.7 right: 0.3 -> (0.8 + 0.4 + 0.3) / 4
+    assert evaluation.calibration_error(scores, labels) == pytest.approx(0.375)
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 2.5])
+def test_the_temperature_that_made_the_labels_is_found(true: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 10, generator=generator) * 3
+    labels = torch.multinomial((logits / true).softmax(1), 1, generator=generator)[:, 0]
+    assert evaluation.fit_temperature(logits, labels) == pytest.approx(true, rel=0.04)
+
+
+def test_it_agrees_with_a_plain_pass_over_the_test_pictures(shipped: Path, tiny: Dataset, result: dict) -> None:
+    checkpoint = card.half(Run(shipped))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (tiny.mean, tiny.std))
+    with torch.no_grad():
+        network = checkpoint.network()
+        logits = network((tiny.test_pictures / 255 - mean) / std)
+        mirrored = network((tiny.test_pictures / 255 - mean).flip(3) / std)
+    right = (logits.argmax(1) == tiny.test_labels).float().mean().item()
+    assert result["accuracy"] == pytest.approx(right) and result["pictures"] == 40
+    both = ((logits + mirrored).argmax(1) == tiny.test_labels).float().mean().item()
+    assert result["accuracy_flip"] == pytest.approx(both)
+    assert result["loss"] == pytest.approx(F.cross_entropy(logits, tiny.test_labels).item(), rel=1e-3)
+    table = torch.tensor(result["confusion"])
+    assert table.sum() == 40 and table.trace() == round(right * 40)
+    assert table.sum(1).tolist() == torch.bincount(tiny.test_labels, minlength=10).tolist()
+
+
+def test_the_mistakes_are_the_surest_wrong_answers_with_their_pictures(tiny: Dataset, result: dict) -> None:
+    mistakes = result["mistakes"]
+    wrong = result["pictures"] - sum(row[i] for i, row in enumerate(result["confusion"]))
+    assert len(mistakes) == min(12, wrong) > 0
+    assert [m["score"] for m in mistakes] == sorted((m["score"] for m in mistakes), reverse=True)
+    for mistake in mistakes:
+        assert mistake["label"] != mistake["answer"]
+        assert tiny.classes[tiny.test_labels[mistake["index"]]] == mistake["label"]
+        picture = Image.open(io.BytesIO(base64.b64decode(mistake["png"])))
+        assert picture.tobytes() == tiny.test_pictures[mistake["index"]].permute(1, 2, 0).numpy().tobytes()
+
+
+def test_the_export_carries_temperature_and_limits_and_half_the_bytes(
+    shipped: Path, tmp_path: Path, result: dict
+) -> None:
+    run = Run(shipped)
+    run.save_evaluation(result)
+    try:
+        card.export(run, tmp_path / "out", "ada/net")
+        again = tmp_path / "again"
+        card.export(run, again, "ada/net")
+    finally:
+        (shipped / "evaluation.json").unlink()
+    folder = tmp_path / "out"
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in again.iterdir()}
+    size = (folder / "model.safetensors").stat().st_size
+    assert size < 0.52 * (shipped / "model.safetensors").stat().st_size
+    checkpoint, full = (read_checkpoint(f / "model.safetensors", "x") for f in (folder, shipped))
+    assert checkpoint.temperature == result["temperature"] and checkpoint.limits == tuple(result["limits"])
+    for name, value in full.weights.items():
+        torch.testing.assert_close(checkpoint.weights[name], value, rtol=1e-3, atol=1e-4)
+    assert json.loads((folder / "evaluation.json").read_text()) == result
+
+
+def test_weights_too_large_for_half_are_refused(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = read_checkpoint(shipped / "model.safetensors", "x")
+    huge = {name: value * 1e6 if value.dim() > 1 else value for name, value in full.weights.items()}
+    monkeypatch.setattr(card, "read_checkpoint", lambda file, name: replace(full, weights=huge))
+    with pytest.raises(card.RunError, match="too large"):
+        card.half(Run(shipped))
