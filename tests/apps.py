@@ -18,8 +18,8 @@ NOWHERE = "http://127.0.0.1:9"  # nothing answers there
 class App:
     """A server process; its runs are in `root`."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, **environ: str) -> None:
+        self.root, self.environ = root, environ
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -36,6 +36,7 @@ class App:
             "GRADIO_ANALYTICS_ENABLED": "False",
         }
         environ.pop("CNN_DEMO_DATA", None)
+        environ |= self.environ
         self.log = (self.root.parent / "app.log").open("w")
         command = [sys.executable, str(ROOT / "app.py")]
         self.process = subprocess.Popen(command, env=environ, stdout=self.log, stderr=subprocess.STDOUT)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from cnn_demo import data
 from cnn_demo.errors import DataError, DiskError, DownloadError
+from tests.hub_server import hub_server
 
 PER_BATCH = 20
 
@@ -238,6 +239,24 @@ def test_the_hub_is_asked_first_then_toronto(both_sources: Server, tmp_path: Pat
     from_toronto = load(both_sources, tmp_path / "cache2")
     assert same(from_hub, from_toronto)
     assert {f.name for f in (tmp_path / "cache2").iterdir()} == {"cifar10.safetensors", "lock"}
+
+
+def test_the_hub_serves_it_as_it_does_its_large_files(
+    both_sources: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a redirect to another host, at the pinned commit, and without anybody's token."""
+    revision = data.HUB_PATH.split("/resolve/")[1].split("/")[0]
+    with hub_server(tmp_path / "xet") as hub:
+        files = {f"plain_text/{file}": both_sources.files[f"/{data.HUB_PATH}/{file}"] for file in data.HUB_FILES}
+        newest = hub.add_repo("uoft-cs/cifar10", files, kind="datasets")
+        hub.repos["datasets", "uoft-cs/cifar10"].tags[revision] = newest
+        monkeypatch.setenv("HF_TOKEN", "ada-token")
+        found = data.load(
+            "cifar10", folder=None, cache=tmp_path / "a", hub=hub.url, toronto="http://127.0.0.1:9", report=quiet
+        )
+        assert same(found, load(both_sources, tmp_path / "b"))
+        assert {request["token"] for request in hub.requests} == {None}
+        assert sum("/cdn/" in request["path"] for request in hub.requests) == 2
 
 
 def test_a_second_start_needs_no_network(both_sources: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
