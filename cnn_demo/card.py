@@ -75,7 +75,10 @@ def export_zip(run: Run, file: Path) -> None:
 
 
 def read_evaluation(run: Run) -> dict[str, Any] | None:
-    """Return what `evaluate` wrote into the run's folder; None where it was never evaluated."""
+    """Return what `evaluate` wrote into the run's folder; None where it was never evaluated.
+
+    It is of this machine: what comes from the Hub has none.
+    """
     try:
         found: dict[str, Any] = json.loads((run.folder / EVALUATION).read_text())
         return found

@@ -11,9 +11,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from .. import checkpoints, inference
+from .. import card, checkpoints, inference
 from ..errors import CnnDemoError
 from ..inference import INPUT_PX, Answer, Classifier, percent
+from ..runs import Run
 from ..service import Service
 from . import hub
 
@@ -48,6 +49,8 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
             opened = hub.build_open(service, page)
         with gr.Column(scale=7, min_width=320):
             answer = gr.HTML(EMPTY, apply_default_css=False, elem_id="answer")
+            with gr.Accordion("How good this checkpoint is, and what it confuses", open=False):
+                worth = gr.HTML(apply_default_css=False, elem_id="worth")
     as_file(picture)
     owner = gr.Textbox(visible=False)
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -101,6 +104,7 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
         trigger_mode="always_last",
         **private,
     )
+    first.change(lambda name: describe(service.root, name), first, worth, queue=False, **private)
     examples.click(lambda sample: sample[0], examples, picture, queue=False, **private)
     with_owner = "(...values) => [cnnDemo.owner(), ...values.slice(1)]"
     gr.on(
@@ -130,6 +134,35 @@ def usable(service: Service, owner: str) -> list[tuple[str, str]]:
             text = f"{name} · {line['dataset']}" + (f" · {percent(accuracy)}" if accuracy else f" · {line['state']}")
             found.append((text, name))
     return found
+
+
+def describe(root: Path, name: str | None) -> str:
+    """Return what the evaluation of a checkpoint found, as HTML: accuracy, calibration, confusion, worst mistakes."""
+    found = card.read_evaluation(Run(root / name)) if name and checkpoints.NAME.fullmatch(name) else None
+    if found is None:
+        command = f"<code>python -m cnn_demo evaluate {escape(name or 'RUN')}</code>"
+        return f"<p>Not evaluated. From a terminal: {command}</p>"
+    classes, table = found["classes"], found["confusion"]
+    highest = max(cell for i, row in enumerate(table) for j, cell in enumerate(row) if i != j) or 1
+    rows = []
+    for i, (label, row) in enumerate(zip(classes, table, strict=True)):
+        shades = [0.0 if i == j else cell / highest for j, cell in enumerate(row)]
+        cells = zip(row, shades, strict=True)
+        marks = "".join(f"<td style='background:rgb(213 94 0 / {shade:.2f})'>{cell}</td>" for cell, shade in cells)
+        rows.append(f"<tr><th scope='row'>{escape(label)}</th>{marks}</tr>")
+    heads = "".join(f"<th scope='col'>{escape(label[:5])}</th>" for label in classes)
+    figures = "".join(
+        f"<figure><img alt='' src='data:image/png;base64,{escape(m['png'])}'>"
+        f"<figcaption>{escape(m['label'])}, taken for {escape(m['answer'])}: {percent(m['score'])}</figcaption>"
+        "</figure>"
+        for m in found["mistakes"]
+    )
+    return f"""<p>Right on {percent(found["accuracy"])} of {found["pictures"]:,} test pictures, on
+{percent(found["accuracy_flip"])} with each one's mirror image. Its scores are off by {percent(found["ece_after"])}
+on average (by {percent(found["ece_before"])} before they were calibrated).</p>
+<h4>Rows: what it is. Columns: what it was taken for.</h4>
+<div class='confusion' tabindex='0'><table><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>
+<h4>The mistakes it was surest of</h4><div class='mistakes'>{figures}</div>"""
 
 
 def panel(checkpoint: checkpoints.Checkpoint, answer: Answer) -> str:

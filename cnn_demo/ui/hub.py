@@ -27,7 +27,7 @@ def build_save(service: Service, view: gr.HTML) -> None:
     owner, run = gr.Textbox(visible=False), gr.Textbox(visible=False)
     with gr.Column(visible=False, elem_id="save") as box:
         title = gr.HTML(apply_default_css=False)
-        with gr.Group(visible=service.sign_in):
+        with gr.Column(visible=service.sign_in):
             if service.sign_in:
                 gr.LoginButton(size="md")
             name = gr.Textbox(label="Repository", info="its name under yours; a new one is made", elem_id="save-name")
@@ -39,7 +39,7 @@ def build_save(service: Service, view: gr.HTML) -> None:
 
     def show(secret: str, event: gr.EventData) -> list[Any]:
         chosen = str(event.run)
-        heading = f"<h3>Keep {escape(chosen)}</h3>"
+        heading = f"<h3>Keep {escape(chosen)}</h3><p>Its weights in half size, with card, log and curve.</p>"
         heading += "" if service.sign_in else TERMINAL.format(run=escape(chosen))
         model = chosen.split("-")[0] if not chosen.startswith("hf-") else "checkpoint"
         return [gr.update(visible=True), chosen, heading, f"cnn-demo-{model}", "", gr.update(visible=False)]
@@ -74,7 +74,8 @@ def build_save(service: Service, view: gr.HTML) -> None:
             return [failed(str(error)), gr.update(visible=False)]
         return ["", gr.update(value=str(path), visible=True)]
 
-    view.save(show, owner, [box, run, title, name, told, file], queue=False, **PRIVATE)
+    shown = view.save(show, owner, [box, run, title, name, told, file], queue=False, **PRIVATE)
+    shown.then(None, js="() => document.getElementById('save').scrollIntoView({ behavior: 'smooth', block: 'center' })")
     push.click(save, [owner, run, name, private], told, js=OWNER_FIRST, **PRIVATE)
     pack.click(download, [owner, run], [told, file], js=OWNER_FIRST, **(PRIVATE | {"show_progress": "minimal"}))
 
