@@ -82,7 +82,7 @@ def pulled(root: Path, repo: str, revision: str) -> list[Path]:
     for file in root.glob(f"{PREFIX[:-1]}-*/source.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             source = json.loads(file.read_text())
-            if source["repo"] == repo and revision in (source["revision"], source["commit"]):
+            if source["repo"] == repo and revision in (source["commit"], *source["revisions"]):
                 found.append(file.parent)
     return sorted(found, key=modified, reverse=True)
 

@@ -143,6 +143,7 @@ def pull(root: Path, hub: str, text: str, token: Token, owner: str = "") -> Run:
         return known
     known = runs.find_pulled(root, repo, str(info.sha), owner)
     if known is not None:
+        known.add_revision(revision)
         return known
     sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or []}
     for name, limit in {card.WEIGHTS: CHECKPOINT_BYTES, **TEXT_BYTES}.items():
@@ -164,8 +165,7 @@ def pull(root: Path, hub: str, text: str, token: Token, owner: str = "") -> Run:
             checkpoint = read_checkpoint(Path(paths[card.WEIGHTS]), f"{PREFIX}{repo}")
         except CheckpointError as error:
             raise CheckpointError(str(error).replace(paths[card.WEIGHTS], f"{card.WEIGHTS} of {repo}")) from error
-        source = {"repo": repo, "revision": revision, "commit": str(info.sha)}
-        return runs.adopt(root, Path(folder), checkpoint, source, owner)
+        return runs.adopt(root, Path(folder), checkpoint, repo, revision, str(info.sha), owner)
 
 
 def own(hub: str, token: Token) -> list[str]:

@@ -96,11 +96,18 @@ class Run:
         return bool(secret) and secrets.compare_digest(self.owner, _hash(secret))
 
     @cached_property
-    def source(self) -> dict[str, str]:
-        """Where it was pulled from (repo, revision, commit); {} where it was trained here."""
+    def source(self) -> dict[str, Any]:
+        """Where it was pulled from: repo, commit, revisions (names it was asked by); {} where it was trained here."""
         with contextlib.suppress(OSError, ValueError):
             return dict(json.loads((self.folder / "source.json").read_text()))
         return {}
+
+    def add_revision(self, revision: str) -> None:
+        """Note another name that a pulled run was asked by. Raises DiskError where that fails."""
+        names = [*self.source["revisions"], revision]
+        self.source["revisions"] = sorted(set(names))
+        with _writing(self.folder):
+            _write(self.folder / "source.json", json.dumps(self.source).encode())
 
     def save_evaluation(self, result: dict[str, Any]) -> None:
         """Write evaluation.json. Raises DiskError where that fails."""
@@ -288,13 +295,12 @@ def find_pulled(root: Path, repo: str, revision: str, owner: str) -> Run | None:
     return next((run for run in found if run.belongs_to(owner) or not (owner or run.owner)), None)
 
 
-def adopt(root: Path, folder: Path, checkpoint: Checkpoint, source: dict[str, str], owner: str) -> Run:
+def adopt(root: Path, folder: Path, checkpoint: Checkpoint, repo: str, revision: str, commit: str, owner: str) -> Run:
     """Return a new run folder of what was fetched from the Hub into `folder`, nothing of it taken on trust.
 
     config.json is written anew from what is allowed in one, of the log only our events. Raises CheckpointError where
     they and the weights do not belong together, DiskError where the folder cannot be written.
     """
-    repo = source["repo"]
     try:
         config = configs.from_dict(json.loads((folder / "config.json").read_text())["recipe"])
         lines = (folder / "events.jsonl").read_text().splitlines()
@@ -307,7 +313,8 @@ def adopt(root: Path, folder: Path, checkpoint: Checkpoint, source: dict[str, st
             f"speaks of a {config.model} for {config.dataset}."
         )
     name = re.sub(r"[^a-z0-9]+", "-", repo.lower())[:40].strip("-")
-    mark = _hash(owner + source["commit"])[:8] if owner else source["commit"][:8]
+    mark = _hash(owner + commit)[:8] if owner else commit[:8]
+    source = {"repo": repo, "commit": commit, "revisions": [revision]}
     run = Run(root / f"hf-{name}-{mark}")
     part = root / f".{run.id}"  # no name of a run
     with _writing(root, "Name another folder with CNN_DEMO_CHECKPOINTS."):

@@ -21,8 +21,9 @@ import yaml
 from huggingface_hub import constants
 from PIL import Image
 
-from cnn_demo import card, hub, inference, runs
+from cnn_demo import card, cli, data, hub, inference, runs
 from cnn_demo.checkpoints import find_checkpoint
+from cnn_demo.data import Dataset
 from cnn_demo.errors import CheckpointError, CnnDemoError, HubError, InputError, RunError
 from cnn_demo.runs import Run
 from tests.hub_server import Fault, HubServer, hub_server
@@ -101,7 +102,7 @@ def test_pushed_listed_pulled_on_another_machine_and_answering(
 
     root = tmp_path / "other machine"
     pulled = hub.pull(root, server.url, "ada/net", False)
-    assert pulled.source == {"repo": "ada/net", "revision": "main", "commit": repo.commits[-1][0]}
+    assert pulled.source == {"repo": "ada/net", "commit": repo.commits[-1][0], "revisions": ["main"]}
     assert pulled.config == run.config and pulled.history().curve == run.history().curve
     picture = Image.effect_noise((64, 64), 80).convert("RGB")
     answers = []
@@ -372,3 +373,40 @@ def test_a_job_trains_the_same_command_and_pushes(server: HubServer) -> None:
     assert ADA not in json.dumps({**job, "secrets": ""})
     with pytest.raises(CnnDemoError):
         hub.launch(server.url, command, "t4-small", "ada/cnn", "ada/net", False)
+
+
+def test_the_command_line_pushes_pulls_and_takes_hub_names_everywhere(
+    run: Run,
+    server: HubServer,
+    shapes: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in {
+        "HF_ENDPOINT": server.url,
+        "HF_TOKEN": ADA,
+        "CNN_DEMO_CHECKPOINTS": str(run.folder.parent),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(data, "draw_shapes", lambda: shapes)
+    assert cli.main(["push", "resnet50", "ada/net"]) == 0
+    assert capsys.readouterr().out.startswith(f"{server.url}/ada/net/commit/")
+    commit = server.repos["models", "ada/net"].commits[-1][0]
+
+    root = tmp_path / "clean"
+    monkeypatch.setenv("CNN_DEMO_CHECKPOINTS", str(root))
+    picture = tmp_path / "a.png"
+    Image.effect_noise((40, 40), 60).save(picture)
+    assert cli.main(["classify", str(picture), "--checkpoint", f"hf:ada/net@run-{run.id}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["checkpoint"] == f"hf:ada/net@{commit}"
+    assert cli.main(["train", "resnet50", "--dataset", "shapes", "--seconds", "2", "--start-from", "hf:ada/net"]) == 0
+    new = next(run for run in runs.listing(root) if not run.source)
+    assert new.config.start_from == f"hf:ada/net@{commit}"  # the same on any machine
+    server.close()
+    assert cli.main(["pull", "ada/net"]) == 0 and "classify PICTURE" in capsys.readouterr().out
+    assert cli.main(["pull", "ada/unknown"]) == 1
+    assert cli.main(["push", new.id, "no name"]) == 2
+    assert cli.main(["train", "resnet50", "--on", "jobs"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "could not be reached" in errors[-3] and "is no repository" in errors[-2] and "--space" in errors[-1]
