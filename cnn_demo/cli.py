@@ -142,10 +142,24 @@ def train(arguments: argparse.Namespace, where: settings.Settings) -> int:
     data = load_data(config.dataset, arguments, where, required="dataset" in changes or config.start_from is not None)
     if data.name != config.dataset:
         config = dataclasses.replace(config, dataset=data.name)
+    if settings.read_rank().number > 0:
+        return assist(None, config, data, where)
     from . import runs as run_folders
 
     run = run_folders.create(where.checkpoints, config)
     return follow(run, data, arguments.json)
+
+
+def assist(run: Run | None, config: RunConfig, data: Dataset, where: settings.Settings) -> int:
+    """Train along with rank 0, where torchrun started several processes; print nothing."""
+    from . import distributed
+    from . import runs as run_folders
+    from .training import keep_freed_memory
+
+    keep_freed_memory()
+    with stop_on_interrupt() as stop, distributed.joined(settings.read_rank()) as group:
+        run_folders.assist(where.checkpoints, run, config, data, pick_device(), stop, group)
+    return 0
 
 
 def launch_job(config: RunConfig, arguments: argparse.Namespace, where: settings.Settings) -> int:
@@ -177,14 +191,18 @@ def continue_run(arguments: argparse.Namespace, where: settings.Settings) -> int
     from . import runs as run_folders
 
     run = run_folders.find(where.checkpoints, arguments.run)
-    return follow(run, load_data(run.config.dataset, arguments, where, required=True), arguments.json)
+    data = load_data(run.config.dataset, arguments, where, required=True)
+    if settings.read_rank().number > 0:
+        return assist(run, run.config, data, where)
+    return follow(run, data, arguments.json)
 
 
 def load_data(name: str, arguments: argparse.Namespace, where: settings.Settings, required: bool) -> Dataset:
     """Return the data set, saying where it is from; where CIFAR-10 was not asked for by name, `shapes` may stand in."""
     from . import data
 
-    report = line_reporter()
+    first = settings.read_rank().number == 0
+    report = line_reporter() if first else (lambda text, share: None)
     folder = arguments.data or where.data
     try:
         found = data.load(name, folder=folder, cache=where.cache, hub=where.hub, toronto=where.toronto, report=report)
@@ -193,12 +211,14 @@ def load_data(name: str, arguments: argparse.Namespace, where: settings.Settings
             raise
         say(f"{error}\nUsing shapes instead: ten classes of pictures that the program draws.")
         found = data.draw_shapes()
-    say(f"data      {found.name}: {found.source}")
+    if first:
+        say(f"data      {found.name}: {found.source}")
     return found
 
 
 def follow(run: Run, data: Dataset, as_json: bool) -> int:
     """Drive a run, showing what happens on stderr; print its result."""
+    from . import distributed
     from . import runs as run_folders
     from .events import EpochDone, Progress, RunFinished, RunStarted
     from .training import keep_freed_memory
@@ -206,8 +226,8 @@ def follow(run: Run, data: Dataset, as_json: bool) -> int:
     keep_freed_memory()
     show, history = line_reporter(), History()
     say(f"run       {run.id}\ncommand   {run.config.to_command()}")
-    with stop_on_interrupt() as stop:
-        for event in run_folders.drive(run, data, pick_device(), stop):
+    with stop_on_interrupt() as stop, distributed.joined(settings.read_rank()) as group:
+        for event in run_folders.drive(run, data, pick_device(), stop, group):
             history = history.fold(event)
             match event:
                 case RunStarted():
@@ -448,21 +468,27 @@ def check_model(name: str) -> None:
 
 
 def pick_device() -> torch.device:
-    """Return the GPU if there is one, else the CPU."""
+    """Return this process's GPU if there is one, else the CPU."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", settings.read_rank().local) if torch.cuda.is_available() else torch.device("cpu")
 
 
 @contextlib.contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed (or SIGTERM came); the second time leaves at once."""
+    """Yield a function that tells whether Ctrl-C was pressed (or SIGTERM came); the second time leaves at once.
+
+    torchrun sends SIGTERM after a Ctrl-C that its processes had, too: there a second time means nothing.
+    """
     asked: list[int] = []
+    rank = settings.read_rank()
 
     def ask(number: int, frame: object) -> None:
-        if asked:
+        if asked and rank.size == 1:
             raise KeyboardInterrupt
         asked.append(number)
+        if rank.number > 0 or len(asked) > 1:
+            return
         say("stopping and saving; press again to leave at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -41,11 +41,12 @@ from . import events
 from .checkpoints import NAME, Checkpoint, find_checkpoint, modified, pulled, read_checkpoint
 from .config import RunConfig
 from .data import SETS, Dataset
+from .distributed import Group
 from .errors import CheckpointError, CnnDemoError, ConfigError, DiskError, RunError
 from .events import CheckpointSaved, Event, RunFinished, RunQueued
 from .history import History
 from .models import build
-from .training import Snapshot, count_steps, train
+from .training import ALONE, Snapshot, count_steps, train
 
 ENDED = ("finished", "diverged")  # cannot be continued
 
@@ -334,7 +335,30 @@ def adopt(root: Path, folder: Path, checkpoint: Checkpoint, repo: str, revision:
     return run
 
 
-def drive(run: Run, data: Dataset, device: torch.device, stop: Callable[[], bool]) -> Iterator[Event]:
+def assist(
+    root: Path,
+    run: Run | None,
+    config: RunConfig,
+    data: Dataset,
+    device: torch.device,
+    stop: Callable[[], bool],
+    group: Group,
+) -> None:
+    """Train along with the process of rank 0, which drives the run: write and tell nothing.
+
+    run: the one that is continued, None for a new one. Raises what `drive` raises.
+    """
+    start = run.load_snapshot() if run else None
+    network = build(config.model, len(data.classes), config.seed)
+    if start is None and (weights := starting_weights(root, config)) is not None:
+        network.load_state_dict(weights)
+    for _ in train(network, data, config, device=device, stop=stop, start=start, group=group):
+        pass
+
+
+def drive(
+    run: Run, data: Dataset, device: torch.device, stop: Callable[[], bool], group: Group = ALONE
+) -> Iterator[Event]:
     """Train a new run, or continue one, writing all that happens into its folder; yield each event once it is written.
 
     Whatever breaks off the training is logged as RunFinished(reason="failed") and raised. Raises RunError where the
@@ -354,7 +378,7 @@ def drive(run: Run, data: Dataset, device: torch.device, stop: Callable[[], bool
             network = build(config.model, len(data.classes), config.seed)
             if start is None and (weights := starting_weights(run.folder.parent, config)) is not None:
                 network.load_state_dict(weights)
-            for item in train(network, data, config, device=device, stop=stop, start=start):
+            for item in train(network, data, config, device=device, stop=stop, start=start, group=group):
                 step = item.step if isinstance(item, Snapshot) else step
                 if isinstance(item, Snapshot):
                     run.save(item, data)

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+RANK_NAMES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # as torchrun sets them
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -24,6 +25,22 @@ class Settings:
     hub: str
     sign_in: bool
     toronto: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """Which process this is of those that torchrun started: its number of `size`, and its number on this machine."""
+
+    number: int
+    local: int
+    size: int
+
+
+def read_rank() -> Rank:
+    """Return the place of this process; it is alone where torchrun did not start it."""
+    environ = os.environ
+    number, local, size = (int(environ.get(name, usual)) for name, usual in RANK_NAMES.items())
+    return Rank(number=number, local=local, size=size)
 
 
 def share_cores() -> None:

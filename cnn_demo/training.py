@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import optimizers
 from .config import RunConfig
 from .data import Dataset, batches, normalise, split
+from .distributed import Group
 from .errors import ConfigError
 from .events import EpochDone, Event, Progress, RunFinished, RunStarted
 from .models import Network
@@ -29,6 +30,7 @@ PROGRESS_SECONDS = 0.25
 SNAPSHOT_SECONDS = 30.0
 EVALUATION_BATCH = 500
 LOG_EVERY = 100  # steps, as in the course project's log
+ALONE = Group()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,6 +42,7 @@ def train(
     device: torch.device,
     stop: Callable[[], bool],
     start: Snapshot | None = None,
+    group: Group = ALONE,
 ) -> Iterator[Event | Snapshot]:
     """Train `network` on `data` as `config` says; yield what happens, and a Snapshot whenever there is one to keep.
 
@@ -47,11 +50,12 @@ def train(
     every step, on a CPU at every layer too, so that it is never more than 0.25 s away at usual batch sizes (what the
     consumer does between two events comes on top). `start` continues a run, exactly so on a CPU. The network is
     changed in place; a finished run leaves the best weights in it. Nothing is yielded inside no_grad or autocast.
+    `group` is who trains it together; each of them gets the same events.
 
     Raises:
         ConfigError: the data set has too few pictures for the configuration.
     """
-    loop = Loop(network, data, config, device, stop, start)
+    loop = Loop(network, data, config, device, stop, start, group)
     yield loop.started()
     try:
         try:
@@ -144,8 +148,9 @@ class Loop:
         device: torch.device,
         stop: Callable[[], bool],
         start: Snapshot | None,
+        group: Group,
     ) -> None:
-        self.config, self.device, self.stop = config, device, stop
+        self.config, self.device, self.stop, self.group = config, device, stop, group
         self.precision = resolve_precision(config.precision, device)
         self.autocast = torch.autocast(device.type, DTYPES[self.precision], enabled=self.precision != "float32")
         self.network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -174,6 +179,8 @@ class Loop:
                 self.scaler.load_state_dict(start.scaler)
         self.best_is_new = False
 
+        self.part = group.part(config.batch_size)
+        self.agreed_seconds = seconds_before
         self.origin = time.monotonic() - seconds_before
         self.first_step = self.step
         self.choices: Choices | None = None
@@ -187,8 +194,18 @@ class Loop:
     # --- the clock and the budget ---
 
     def seconds(self) -> float:
-        """Return the seconds this run has taken, pauses left out."""
-        return time.monotonic() - self.origin
+        """Return the seconds this run has taken, pauses left out; of several processes as agreed, the same for all."""
+        return time.monotonic() - self.origin if self.group.size == 1 else self.agreed_seconds
+
+    def ask_stop(self) -> None:
+        """Raise Stopped where someone wants the run to stop."""
+        if self.agree(self.stop()):
+            raise Stopped
+
+    def agree(self, asked: bool = False) -> bool:
+        """Set the clock that all processes go by; return whether any of them was asked to stop."""
+        stopped, self.agreed_seconds = self.group.agree(asked, time.monotonic() - self.origin)
+        return stopped
 
     def epoch(self) -> int:
         """Return the number of the current epoch, the first is 1."""
@@ -236,16 +253,15 @@ class Loop:
 
     def take_step(self) -> None:
         """Take one step; its loss stays on the device."""
-        if self.stop():
-            raise Stopped
+        self.ask_stop()
         if not self.recent:
             self.mark = self.seconds()
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if self.choices is None or self.choices.epoch != epoch:
             self.choices = Choices(self.config, epoch, len(self.train_index), self.device)
-        size = self.config.batch_size
-        pictures, chosen = self.choices.batch(self.data.train_pictures, self.train_index, position * size, size)
-        inputs = self.choices.cut_out(normalise(pictures, self.mean, self.std), position * size)
+        first, size = position * self.config.batch_size + self.part.start, self.part.stop - self.part.start
+        pictures, chosen = self.choices.batch(self.data.train_pictures, self.train_index, first, size)
+        inputs = self.choices.cut_out(normalise(pictures, self.mean, self.std), first)
         rate = optimizers.schedule(self.config.schedule, self.share())
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -262,16 +278,20 @@ class Loop:
             for buffer, kept in zip(self.network.buffers(), buffers, strict=True):
                 buffer.copy_(kept)
             raise
+        self.group.average_gradients(self.network)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
             optimizer.zero_grad()
         self.scaler.update()
         self.step += 1
         self.recent.append(loss.detach())
+        self.agree()
 
     def collect(self) -> None:
         """Bring the losses since the last time to the CPU. Raises Diverged if one is not a number."""
-        values: list[float] = torch.stack(self.recent).tolist() if self.recent else []
+        losses = torch.stack(self.recent) if self.recent else torch.empty(0)
+        self.group.average([losses] if self.recent else [])
+        values: list[float] = losses.tolist()
         now = self.seconds()
         if values:
             self.training_seconds += now - self.mark
@@ -285,7 +305,10 @@ class Loop:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Ask `stop` at every convolution and linear layer, forward and backward, where a step takes long (CPU)."""
+        """Ask `stop` at every convolution and linear layer, forward and backward, where a step takes long (CPU).
+
+        Not with several processes: they must stop at the same point, between two steps.
+        """
 
         def ask(*_: object) -> None:
             if self.stop():
@@ -297,7 +320,8 @@ class Loop:
                 output.register_hook(ask)
 
         layers = [m for m in self.network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        handles = [layer.register_forward_hook(hook) for layer in layers if self.device.type == "cpu"]
+        alone_on_cpu = self.device.type == "cpu" and self.group.size == 1
+        handles = [layer.register_forward_hook(hook) for layer in layers if alone_on_cpu]
         try:
             yield
         finally:
@@ -312,7 +336,7 @@ class Loop:
             seconds=self.seconds(),
             step=self.step,
             steps_per_epoch=self.steps_per_epoch,
-            device=device_name(self.device),
+            device=(f"{self.group.size} x " if self.group.size > 1 else "") + device_name(self.device),
             precision=self.precision,
             parameters=count_parameters(self.network),
             train_pictures=len(self.train_index),
@@ -345,6 +369,7 @@ class Loop:
     def snapshot(self) -> Snapshot:
         """Return the run as it is now."""
         self.collect()
+        self.group.average_statistics(self.network)
         weights = self.network.state_dict()
         best = self.best if self.best_is_new else None
         if self.best_accuracy is None:
@@ -391,6 +416,7 @@ class Loop:
             begun = time.monotonic()
             self.evaluate_batch(self.data.test_pictures, part).sum().item()
             self.evaluation_seconds = (time.monotonic() - begun) / len(part)
+        _, self.evaluation_seconds = self.group.agree(False, self.evaluation_seconds)
         self.network.train()
 
     def validate(self, spent: bool) -> Iterator[Event]:
@@ -400,6 +426,7 @@ class Loop:
         the rest.
         """
         self.collect()
+        self.group.average_statistics(self.network)
         steps = self.step - self.validated_step
         count = len(self.validation_index)
         score, deadline = None, math.inf
@@ -474,8 +501,7 @@ class Loop:
 
     def evaluate_batch(self, pictures: Tensor, index: Tensor) -> Tensor:
         """Return the float32 logits `N,classes` of the pictures of `index`."""
-        if self.stop():
-            raise Stopped
+        self.ask_stop()
         with torch.inference_mode(), self.autocast:
             logits: Tensor = self.network(normalise(pictures[index], self.mean, self.std))
         return logits.float()

@@ -23,6 +23,7 @@ ORDER = [
         "evaluation",
         "runs",
         "training",
+        "distributed",
         "optimizers",
         "inference",
         "stages",

@@ -1,0 +1,117 @@
+"""Two processes that torchrun starts train as one does: gloo on the CPU stands for N GPUs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnn_demo import runs
+from cnn_demo.checkpoints import read_checkpoint
+from cnn_demo.distributed import Group
+from cnn_demo.errors import ConfigError
+from cnn_demo.events import EpochDone, Progress, RunFinished, RunStarted
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+RECIPE = ["--dataset", "shapes", "--epochs", "1", "--batch-size", "200", "--validation-pictures", "6000"]
+SCRIPT = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from cnn_demo import data, runs, settings
+from cnn_demo.config import RunConfig
+from cnn_demo.distributed import joined
+
+shapes, root, cpu = data.draw_shapes(), Path(sys.argv[1]), torch.device("cpu")
+parts = {name: getattr(shapes, name)[:1200 if "train" in name else 300] for name in data.TENSORS}
+shapes = replace(shapes, **parts)
+config = RunConfig(model="resnet50", dataset="shapes", epochs=2, batch_size=100, validation_pictures=200)
+with joined(settings.read_rank()) as group:
+    if group.rank:
+        runs.assist(root, None, config, shapes, cpu, lambda: False, group)
+    else:
+        for event in runs.drive(runs.create(root, config), shapes, cpu, lambda: False, group):
+            pass
+"""
+
+
+def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [*TORCHRUN, "--nproc-per-node=2", "-m", "cnn_demo", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=ENV | {"CNN_DEMO_CHECKPOINTS": str(root)}, **pipes)
+
+
+def result(process: subprocess.Popen[str]) -> dict:
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err[-3000:]
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    assert len(lines) == 1, out  # rank 0 alone speaks
+    return json.loads(lines[0])
+
+
+@pytest.fixture(scope="module")
+def epochs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, runs.Run]:
+    """The same run by one process and by two: 2 epochs of 10 steps over 1,000 shapes."""
+    found = {}
+    for processes in (1, 2):
+        root = tmp_path_factory.mktemp(f"by-{processes}")
+        script = root / "script.py"
+        script.write_text(SCRIPT)
+        subprocess.run(
+            [*TORCHRUN, f"--nproc-per-node={processes}", str(script), str(root)], check=True, cwd=ROOT, env=ENV
+        )
+        (found[processes],) = runs.listing(root)  # one folder, whoever trained
+    return found
+
+
+def test_the_loss_curve_is_that_of_one_process(epochs: dict[int, runs.Run]) -> None:
+    curves = {}
+    for processes, run in epochs.items():
+        history = run.history()
+        assert history.state == "finished" and len(history.epochs) == 2
+        assert [e.seq for e in run.events()] == list(range(len(run.events())))
+        curves[processes] = [e.train_loss for e in history.epochs] + [e.validation_loss for e in history.epochs]
+    # Each of two processes normalises (BN) by its own half of the batch, so the curves are near, not equal.
+    for one, two in zip(curves[1], curves[2], strict=True):
+        assert two == pytest.approx(one, rel=0.15)
+    started = next(e for e in epochs[2].events() if isinstance(e, RunStarted))
+    assert started.device.startswith("2 x CPU") and started.train_pictures == 1000
+    ends = {n: run.history().finished for n, run in epochs.items()}
+    assert ends[2].test_pictures == ends[1].test_pictures == 300
+    assert abs(ends[2].test_accuracy - ends[1].test_accuracy) < 0.15
+    assert read_checkpoint(epochs[2].folder / "model.safetensors", "x").network() is not None
+
+
+def test_an_interrupt_stops_all_and_continue_goes_on_with_all(tmp_path: Path) -> None:
+    process = start(tmp_path, "train", "resnet50", *RECIPE, "--json")
+    for line in process.stderr:
+        if "images/s" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    (run,) = runs.listing(tmp_path)
+    history = run.history()
+    assert history.state == "stopped" and 0 < history.finished.step < 30
+    stopped = history.finished.step
+
+    answer = result(start(tmp_path, "continue", run.id, "--json"))
+    assert answer["reason"] == "finished" and answer["steps"] == 30
+    events = [e for e in run.events() if isinstance(e, (RunStarted, RunFinished, EpochDone, Progress))]
+    assert [e.step for e in events if isinstance(e, RunStarted)] == [0, stopped]
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be divided by 3"):
+        Group(1, 3).part(256)
+    assert Group(1, 2).part(256) == slice(128, 256)
+    assert Group().agree(True, 3.5) == (True, 3.5)
+    value = torch.ones(3)
+    Group().average([value])
+    assert value.tolist() == [1, 1, 1]
