@@ -6,6 +6,7 @@ checkpoints/<run-id>/
     model.safetensors    the best weights so far; self-describing (see checkpoints.py)
     resume/              state.json names the weights and optimizer files that belong together
     evaluation.json      what evaluation.py found, where it was asked; source.json  where a pulled run is from
+    stop                 there where another process asks the one that trains to stop
     lock                 held (flock) by the process that trains; the system frees it when that process dies
 
 Every file is written under another name, synced and renamed, so a kill at any moment leaves whole files; state.json
@@ -114,6 +115,15 @@ class Run:
         """Write evaluation.json. Raises DiskError where that fails."""
         with _writing(self.folder):
             _write(self.folder / "evaluation.json", json.dumps(result).encode())
+
+    def ask_stop(self) -> None:
+        """Ask the process that trains the run to stop, where it is another one."""
+        with contextlib.suppress(OSError):
+            (self.folder / "stop").touch()
+
+    def is_stop_asked(self) -> bool:
+        """Tell whether another process asked this one to stop."""
+        return (self.folder / "stop").exists()
 
     def is_held(self) -> bool:
         """Tell whether a living process works on the run."""
@@ -371,6 +381,7 @@ def drive(
             raise RunError(
                 f"The run {run.id} has {state} and cannot be continued; start a new one from it: --start-from {run.id}."
             )
+        (run.folder / "stop").unlink(missing_ok=True)
         config, step = run.config, 0
         try:
             start = run.load_snapshot()

@@ -10,22 +10,24 @@ import contextlib
 import dataclasses
 import logging
 import threading
+from collections.abc import Iterator
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import data, runs
+from . import data, gpu, runs
 from .checkpoints import NAME
 from .config import RunConfig
 from .data import Dataset
 from .errors import CheckpointError, CnnDemoError, RunError
-from .events import Progress, RunFinished
+from .events import Event, Progress, RunFinished
 from .history import History, course_log, thin
 from .runs import Run
 from .settings import Settings
-from .training import keep_freed_memory
+from .training import device_name, keep_freed_memory
 
 POINTS = 400  # of a curve, sent at once
 LOG_LINES = 2000  # of a log, sent at once
@@ -39,6 +41,7 @@ class Job:
     run: Run
     owner: str
     history: History
+    visitor: Context  # whose request it is: on ZeroGPU the run uses their quota
     stop: threading.Event = field(default_factory=threading.Event)
     note: str = ""
     share: float = 0.0
@@ -55,8 +58,8 @@ class Service:
         keep_freed_memory()  # before there are threads
         self.root, self.hub, self.sign_in = settings.checkpoints, settings.hub, settings.sign_in
         self._settings = settings
-        gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-        self._devices = [device] if device else gpus or [torch.device("cpu")]
+        self._devices = [device] if device else find_devices()
+        self.place = place(self._devices[0]) if settings.is_space else ""
         self._changed = threading.Condition()  # guards all below
         self._jobs: dict[str, Job] = {}  # waiting and running
         self._waiting: list[Job] = []
@@ -280,7 +283,7 @@ class Service:
             raise RunError(f"You have an active run, {active}; stop it first, or wait for its end.")
 
     def _enqueue(self, run: Run, owner: str) -> None:
-        job = Job(run=run, owner=owner, history=run.history())
+        job = Job(run=run, owner=owner, history=run.history(), visitor=copy_context())
         self._jobs[run.id] = job
         self._waiting.append(job)
         if not self._workers:
@@ -322,7 +325,19 @@ class Service:
                 raise
             return
         job.note = ""
-        for event in runs.drive(job.run, pictures, device, job.stop.is_set):
+        if gpu.is_zero():
+            steps = gpu.drive(job.run, self._settings, job.stop.is_set, job.visitor)
+        else:
+            steps = runs.drive(job.run, pictures, device, job.stop.is_set)
+        try:
+            self._follow(job, steps)
+        except CnnDemoError as error:
+            if gpu.is_zero() and job.run.history().finished is None:  # nobody was left to log it
+                job.run.end("failed", str(error))
+            raise
+
+    def _follow(self, job: Job, steps: Iterator[Event]) -> None:
+        for event in steps:
             if isinstance(event, RunFinished):
                 continue  # told from the log, as soon as the run is let go
             job.history = job.history.fold(event)
@@ -366,6 +381,21 @@ class Service:
         if state == "preparing":
             return f"Preparing: {job.note}" if job.note else "Preparing the network"
         return describe(job.history, job.run.config)
+
+
+def find_devices() -> list[torch.device]:
+    """Return the GPUs, or the CPU; on ZeroGPU none may be asked for here, and one run after the other gets one."""
+    gpus = 0 if gpu.is_zero() else torch.cuda.device_count()
+    return [torch.device("cuda", i) for i in range(gpus)] or [torch.device("cpu")]
+
+
+def place(device: torch.device) -> str:
+    """Return what a visitor of a Space must know of it, in words."""
+    on = "a GPU that is lent for a minute at a time (ZeroGPU)" if gpu.is_zero() else device_name(device)
+    return (
+        f"This Space trains on {on}. Its disk is temporary: when it restarts or falls asleep, all runs made here are "
+        "gone. Keep one with Save or download."
+    )
 
 
 def describe(history: History, config: RunConfig) -> str:

@@ -15,8 +15,8 @@ class Settings:
     """Where things are.
 
     checkpoints: shipped checkpoints and run folders. data: a folder with CIFAR-10, if one is named. cache: where a
-    downloaded CIFAR-10 is kept. hub: the Hugging Face Hub. sign_in: whether visitors can sign in to it. toronto: the
-    page that CIFAR-10 comes from.
+    downloaded CIFAR-10 is kept. hub: the Hugging Face Hub. sign_in: whether visitors can sign in to it. is_space:
+    whether this runs there. toronto: the page that CIFAR-10 comes from.
     """
 
     checkpoints: Path
@@ -24,6 +24,7 @@ class Settings:
     cache: Path
     hub: str
     sign_in: bool
+    is_space: bool
     toronto: str
 
 
@@ -71,5 +72,6 @@ def read() -> Settings:
         cache=Path(environ.get("CNN_DEMO_CACHE") or home_cache / "cnn-demo"),
         hub=(environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"),
         sign_in=bool(environ.get("OAUTH_CLIENT_ID") or environ.get("CNN_DEMO_SIGN_IN")),
+        is_space=bool(environ.get("SPACE_ID")),
         toronto=(environ.get("CNN_DEMO_TORONTO") or "https://www.cs.toronto.edu/~kriz").rstrip("/"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def build(service: Service) -> gr.Blocks:
                 stages.build()
             with gr.Tab("Classify", id="classify"):
                 classify.build(service, page, view, tabs, classifier)
+        if service.place:
+            gr.HTML(f"<p class='quiet'>{escape(service.place)}</p>", apply_default_css=False, elem_id="place")
         api.build(service, classifier)
     page.queue(max_size=1000)  # otherwise 1 on ZeroGPU
     # By default the queue looks for work a thousand times a second, taking Python's lock from the training each time.

@@ -81,7 +81,7 @@ window.cnnDemo = (() => {
   function showCommand(root, props, watch) {
     const box = root.querySelector(".recipe-line");
     const draw = () => {
-      const { command = "", query = "", error, field } = props.value || {};
+      const { command = "", query = "", cost, error, field } = props.value || {};
       const link = location.origin + location.pathname + query;
       document.querySelectorAll(".wrong").forEach((told) => told.remove());
       if (error) {
@@ -89,6 +89,7 @@ window.cnnDemo = (() => {
         return box.replaceChildren(make("p", { class: "wrong", role: "alert" }, error));
       }
       box.replaceChildren(
+        ...(cost ? [make("p", { class: "cost" }, cost)] : []),
         make("p", {}, "The same run from a terminal:"),
         make("code", { class: "command", tabindex: "0" }, command),
         make("div", { class: "actions" }, copyButton(() => command, "command"), copyButton(() => link, "link to this recipe")),

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
-from .. import checkpoints, runs, stages
+from .. import checkpoints, gpu, runs, stages
 from .. import config as configs
 from ..config import LEARNING_RATES, MODELS, RunConfig
 from ..errors import CnnDemoError, ConfigError
@@ -128,7 +128,7 @@ def show_command(values: Sequence[Any]) -> dict[str, str]:
         return {"error": str(error), "field": error.field}
     usual = {field.name: field.default for field in FIELDS} | {"learning_rate": LEARNING_RATES[config.optimizer]}
     changed = {name: value for name, value in config.to_dict().items() if value not in (usual[name], None)}
-    return {"command": config.to_command(), "query": "?" + urlencode(changed)}
+    return {"command": config.to_command(), "query": "?" + urlencode(changed), "cost": gpu.note(config)}
 
 
 def apply_preset(name: str, model: str, dataset: str) -> list[Any]:

@@ -18,6 +18,7 @@ ORDER = [
         "cli",
         "bench",
         "service",
+        "gpu",
         "hub",
         "card",
         "evaluation",
@@ -32,7 +33,7 @@ ORDER = [
     ),
     *("data", "settings", "history", "events", "config", "errors"),
 ]
-OWN = {"hub": {"huggingface_hub"}}  # who alone may import it
+OWN = {"hub": {"huggingface_hub"}, "gpu": {"spaces"}}  # who alone may import it
 LIGHT = {"cli", "config", "errors", "events", "history", "settings", "__main__", "__init__"}
 
 
@@ -91,7 +92,9 @@ def test_requirements_are_pinned_and_complete() -> None:
     names = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
     used = set().union(*(imports(path, everywhere=True) for path in [*PACKAGE.rglob("*.py"), ROOT / "app.py"]))
     standard = set(__import__("sys").stdlib_module_names)
-    outside = {name for name in used if not name.startswith(".")} - standard - {"cnn_demo"}
+    outside = (
+        {name for name in used if not name.startswith(".")} - standard - {"cnn_demo", "spaces"}
+    )  # a Space brings it
     assert {names.get(name, name) for name in outside} <= set(pins)
 
 

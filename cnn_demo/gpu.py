@@ -1,0 +1,97 @@
+"""ZeroGPU: a Space's shared GPU, lent for a call. The only module that knows `spaces`, which a Space brings along.
+
+The training then runs in a forked process that is killed when its time is over. What it needs comes as small arguments,
+what it does goes to the run's folder, which both processes see; only events come back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextvars import Context
+from pathlib import Path
+
+try:
+    import spaces  # before anything touches CUDA
+except ImportError:
+    spaces = None
+
+import torch
+
+from . import data, runs
+from .config import RunConfig
+from .errors import CnnDemoError
+from .events import Event
+from .runs import Run
+from .settings import Settings
+
+LONGEST_CALL_SECONDS = 75  # a half card counts one and a half times: the most a visitor who is not signed in may ask
+AROUND_SECONDS = 15  # starting, reading the pictures, writing: what a budget in seconds does not hold
+MARGIN_SECONDS = 5  # to stop and save before the platform kills
+
+
+def is_zero() -> bool:
+    """Tell whether this is a ZeroGPU Space."""
+    return spaces is not None and bool(spaces.config.Config.zero_gpu)
+
+
+def call_seconds(config: RunConfig) -> int:
+    """Return the seconds of GPU to ask for. A longer run stops when they are over, and Continue asks again."""
+    wanted = LONGEST_CALL_SECONDS if config.seconds is None else config.seconds + AROUND_SECONDS
+    return int(min(wanted, LONGEST_CALL_SECONDS))
+
+
+def note(config: RunConfig) -> str:
+    """Return what a run costs its visitor, in words; "" off ZeroGPU."""
+    if not is_zero():
+        return ""
+    longer = config.seconds is None or config.seconds + AROUND_SECONDS > LONGEST_CALL_SECONDS
+    rest = "; a longer run stops there, and Continue takes up the rest" if longer else ""
+    return (
+        f"Asks for {call_seconds(config)} s of this Space's GPU{rest}. Only what is used counts against your quota of "
+        "the day: 2 minutes signed out, 5 signed in, 40 with PRO."
+    )
+
+
+def drive(run: Run, where: Settings, stop: Callable[[], bool], visitor: Context) -> Iterator[Event]:
+    """Train a run on the lent GPU, as `runs.drive` does; `visitor` is the context of the request whose quota it uses.
+
+    Raises CnnDemoError where there is no quota or no GPU, or the platform ended the call: the last checkpoint is kept.
+    """
+    events = _work(str(run.folder), where, call_seconds(run.config))
+    while True:
+        try:
+            event = visitor.run(next, events)
+        except StopIteration:
+            return
+        except Exception as error:
+            sentence = str(getattr(error, "message", error))
+            raise CnnDemoError(f"The GPU call ended: {sentence}. What was saved is kept.") from error
+        if stop():
+            run.ask_stop()
+        yield event
+
+
+def _asked(folder: str, where: Settings, seconds: int) -> int:
+    return seconds
+
+
+def _work(folder: str, where: Settings, seconds: int) -> Iterator[Event]:
+    """Drive the run in the process that has the GPU. Its arguments are pickled and hold no secret."""
+    end = time.monotonic() + seconds - MARGIN_SECONDS
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    run = Run(Path(folder))
+    pictures = data.load(
+        run.config.dataset,
+        folder=where.data,
+        cache=where.cache,
+        hub=where.hub,
+        toronto=where.toronto,
+        report=lambda text, share: None,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    yield from runs.drive(run, pictures, device, lambda: run.is_stop_asked() or time.monotonic() > end)
+
+
+if is_zero():  # elsewhere `spaces` may be absent
+    _work = spaces.GPU(duration=_asked)(_work)
