@@ -22,7 +22,7 @@ from . import data, gpu, runs
 from .checkpoints import NAME
 from .config import RunConfig
 from .data import Dataset
-from .errors import CheckpointError, CnnDemoError, RunError
+from .errors import CheckpointError, CnnDemoError, ConfigError, RunError
 from .events import Event, Progress, RunFinished
 from .history import History, course_log, thin
 from .runs import Run
@@ -30,6 +30,7 @@ from .settings import Settings
 from .training import device_name, keep_freed_memory
 
 POINTS = 400  # of a curve, sent at once
+SPACE_EPOCHS, SPACE_SECONDS = 50, 3600  # of a run where the queue is shared with strangers
 LOG_LINES = 2000  # of a log, sent at once
 CAN_CONTINUE = ("stopped", "failed", "interrupted")
 
@@ -93,6 +94,12 @@ class Service:
         Raises RunError where they have an active one, CheckpointError where `start_from` is a path, else what
         `runs.create` raises.
         """
+        if self._settings.is_space and ((config.epochs or 0) > SPACE_EPOCHS or (config.seconds or 0) > SPACE_SECONDS):
+            raise ConfigError(
+                "epochs" if config.epochs else "seconds",
+                f"On a Space, which is everybody's, a run has at most {SPACE_EPOCHS} epochs or {SPACE_SECONDS:,} "
+                "seconds. Duplicate the Space for longer ones.",
+            )
         start = config.start_from
         if start and not (NAME.fullmatch(start) and (self.root / start / "model.safetensors").is_file()):
             raise CheckpointError(f"There is no checkpoint {start[:80]!r} here to start from.")

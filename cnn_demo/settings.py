@@ -23,8 +23,8 @@ class Settings:
     data: Path | None
     cache: Path
     hub: str
-    sign_in: bool
-    is_space: bool
+    sign_in: bool = False
+    is_space: bool = False
     toronto: str
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from cnn_demo import events, runs
 from cnn_demo.config import RunConfig
 from cnn_demo.data import Dataset
-from cnn_demo.errors import CheckpointError, DownloadError, RunError
+from cnn_demo.errors import CheckpointError, ConfigError, DownloadError, RunError
 from cnn_demo.history import History, thin
 from cnn_demo.inference import Classifier
 from cnn_demo.service import Service
@@ -325,3 +325,13 @@ def test_leaving_the_queue_forgets_nothing_of_what_was_done(service: Service) ->
     assert after["step"] == before["step"] and after["seconds"] > 0
     assert after["best_step"] == before["best_step"] > 0
     service.stop(other, "bert")
+
+
+def test_on_a_space_no_run_holds_the_queue_for_hours(tmp_path: Path) -> None:
+    where = settings(tmp_path)
+    service = Service(replace(where, is_space=True))
+    assert "temporary" in service.place and "CPU" in service.place
+    for budget in ({"epochs": 51}, {"seconds": 3601.0}):
+        with pytest.raises(ConfigError, match="Duplicate the Space"):
+            service.submit(RunConfig(model="vgg16", dataset="shapes", **budget), "owner")
+    assert Service(where).place == ""
