@@ -219,8 +219,8 @@ def launch(hub: str, command: str, flavor: str, space: str, repo: str, token: To
         f"git clone -q --depth 1 {hub}/spaces/{space} app",
         "cd app",
         "pip install -q -r requirements.txt huggingface_hub",
-        f"{command} --json | tee /tmp/result",
-        f'python -m cnn_demo push $(tail -n1 /tmp/result | grep -o \'"run_id": "[^"]*\' | cut -d\'"\' -f4) {repo}',
+        f"{command} --json | tee ../result",
+        f'python -m cnn_demo push $(tail -n1 ../result | grep -o \'"run_id": "[^"]*\' | cut -d\'"\' -f4) {repo}',
     ]
     if not token:
         raise HubError(SIGN_IN)
