@@ -25,6 +25,7 @@ from torch import Tensor
 from .checkpoints import Checkpoint, read_checkpoint
 from .data import SETS
 from .errors import DiskError, RunError
+from .events import Progress, to_dict
 from .history import History, thin
 from .runs import Run
 from .stages import measure
@@ -32,6 +33,7 @@ from .stages import measure
 WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "config.json", "events.jsonl", "history.csv", "curve.png", "README.md")  # evaluation.json, too
 EVALUATION = "evaluation.json"
+CURVE_POINTS = 1000
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10"}
 
 
@@ -49,8 +51,8 @@ def export(run: Run, folder: Path, repo: str = "OWNER/NAME") -> None:
         if evaluation:
             metadata |= {name: json.dumps(evaluation[name]) for name in ("temperature", "limits")}
         (folder / WEIGHTS).write_bytes(_pack(checkpoint.weights, metadata))
-        for name in ("config.json", "events.jsonl"):
-            shutil.copyfile(run.folder / name, folder / name)
+        shutil.copyfile(run.folder / "config.json", folder / "config.json")
+        (folder / "events.jsonl").write_text(short_log(run))
         if evaluation:
             shutil.copyfile(run.folder / EVALUATION, folder / EVALUATION)
         history = run.history()
@@ -99,6 +101,14 @@ def half(run: Run) -> Checkpoint:
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise RunError(f"The weights of {run.id} are too large for float16.")
     return replace(checkpoint, weights=weights)
+
+
+def short_log(run: Run) -> str:
+    """Return the log with at most 1,000 points of the curve, as many as a screen shows; an hour has 14,000."""
+    found = run.events()
+    points = thin([event for event in found if isinstance(event, Progress) and event.loss is not None], CURVE_POINTS)
+    kept = [event for event in found if not isinstance(event, Progress)] + list(points)
+    return "".join(json.dumps(to_dict(event)) + "\n" for event in sorted(kept, key=lambda event: event.seq))
 
 
 def history_table(history: History) -> str:
@@ -224,7 +234,7 @@ Trained with
 {command}
 ```
 
-which also stands, with the versions of torch and torchvision, in `config.json`; `events.jsonl` is the run's whole log,
+which also stands, with the versions of torch and torchvision, in `config.json`; `events.jsonl` is the run's log,
 `history.csv` its epochs.
 
 ## Use

@@ -67,7 +67,7 @@ def course_log(event: Progress, history: History, epochs: int | None) -> list[st
 
 
 def thin(curve: Sequence[Progress], count: int) -> list[Progress]:
-    """Return at most `count` points: each the last of its neighbours, with their mean loss and both extremes."""
+    """Return at most `count` points: each the last of its neighbours, with their mean loss, both extremes, all logs."""
     size = math.ceil(len(curve) / count)
     if size <= 1:
         return list(curve)
@@ -80,6 +80,7 @@ def thin(curve: Sequence[Progress], count: int) -> list[Progress]:
                 loss=sum(point.loss or 0.0 for point in part) / len(part),
                 loss_low=min(point.loss_low or 0.0 for point in part),
                 loss_high=max(point.loss_high or 0.0 for point in part),
+                logged=tuple(logged for point in part for logged in point.logged),
             )
         )
     return points
