@@ -65,13 +65,6 @@ def parse(text: str) -> tuple[str, str]:
     return repo, revision
 
 
-def user(hub: str, token: Token) -> str:
-    """Return the name of the token's user. Raises HubError where nobody is signed in."""
-    if not token:
-        raise HubError(SIGN_IN)
-    return str(_asked(lambda: HfApi(hub, token=token).whoami(token=token), "your name")["name"])
-
-
 def push(run: Run, hub: str, repo: str, token: Token, private: bool, report: Report) -> str:
     """Save a run to the Hub as one commit with the tag run-<id>; return the address of the commit.
 
@@ -168,10 +161,9 @@ def pull(root: Path, hub: str, text: str, token: Token, owner: str = "") -> Run:
         return runs.adopt(root, Path(folder), checkpoint, repo, revision, str(info.sha), owner)
 
 
-def own(hub: str, token: Token) -> list[str]:
-    """Return the names of the token's user's repositories with our tag."""
+def own(hub: str, name: str, token: Token) -> list[str]:
+    """Return the names of a user's repositories with our tag; the private ones, too, where the token is theirs."""
     api = HfApi(hub, token=token)
-    name = user(hub, token)
     models = _asked(lambda: list(api.list_models(author=name, filter=TAG, limit=100, token=token)), "your list")
     return [model.id for model in models]
 

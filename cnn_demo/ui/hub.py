@@ -110,10 +110,12 @@ def build_open(service: Service, page: gr.Blocks) -> gr.Textbox:
         source = f"{run.source['repo']}@{run.source['commit'][:8]}"
         yield [f"<p role='status'>Opened {escape(source)}; it answers from now on.</p>", run.id]
 
-    def own(token: gr.OAuthToken | None) -> Any:
+    def own(profile: gr.OAuthProfile | None, token: gr.OAuthToken | None) -> Any:
         """Return the visitor's own repositories as choices."""
+        if profile is None or token is None:
+            return gr.skip()
         try:
-            return gr.update(choices=hub.own(service.hub, token.token) if token else [])
+            return gr.update(choices=hub.own(service.hub, profile.username, token.token))
         except CnnDemoError:
             return gr.skip()
 

@@ -96,7 +96,7 @@ def test_pushed_listed_pulled_on_another_machine_and_answering(
     assert link == f"{server.url}/ada/net/commit/{repo.commits[-1][0]}"
     assert set(repo.files) == {*card.FILES, ".gitattributes"}
     assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
-    assert hub.own(server.url, ADA) == ["ada/net"]
+    assert hub.own(server.url, "ada", ADA) == ["ada/net"]
 
     assert push(run, server) == link and len(repo.commits) == 2  # saving twice changes nothing
 

@@ -98,6 +98,7 @@ def test_all_classes_are_scored_the_likeliest_first() -> None:
         step=0,
         validation_accuracy=None,
         limits=None,
+        temperature=2.0,
         weights=network.state_dict(),
     )
     black = torch.zeros(3, 32, 32, dtype=torch.uint8)
@@ -106,6 +107,8 @@ def test_all_classes_are_scored_the_likeliest_first() -> None:
     assert sorted(p.label for p in answer.predictions) == ["a", "b", "c", "d"]
     assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1)
     assert not answer.unusual and not answer.unsure  # without measured limits nothing is said
+    sharper = inference.classify(checkpoint.network(), replace(checkpoint, temperature=1.0), black)
+    assert sharper.predictions[0].score > scores[0]  # twice the temperature, more doubt
     strict = replace(checkpoint, limits=(-1e9, 1.0))
     answer = inference.classify(checkpoint.network(), strict, black)
     assert answer.unusual and answer.unsure
