@@ -27,6 +27,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
   let timer = 0;
   let failures = 0;
   let drawing = 0; // milliseconds of the last drawing
+  let held = false; // someone drags in the chart, which a drawing would end
   let busy = null;
   let asking = false;
   let again = false; // something happened while asking
@@ -355,7 +356,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
       loading = null;
       return setText(part.note, "The charts could not be loaded; reload the page.");
     }
-    if (!visible()) return;
+    if (!visible() || held) return;
     const key = [...ids.map((id) => [id, records.get(id).seq]), choices.log, choices.smoothing, replayed, box.clientWidth, style("--ink")].join();
     if (part.chart.dataset.key === key) return;
     part.chart.dataset.key = key;
@@ -413,6 +414,8 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
   };
   watch("value", update);
   document.addEventListener("visibilitychange", () => visible() && ask());
+  part.chart.addEventListener("pointerdown", () => (held = true), true);
+  for (const end of ["pointerup", "pointercancel", "blur"]) addEventListener(end, () => held && ((held = false), setTimeout(drawChart)));
   let width = 0;
   new ResizeObserver(() => {
     if (box.clientWidth === width) return;
