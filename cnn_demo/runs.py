@@ -106,8 +106,9 @@ class Run:
 
     def add_revision(self, revision: str) -> None:
         """Note another name that a pulled run was asked by. Raises DiskError where that fails."""
-        names = [*self.source["revisions"], revision]
-        self.source["revisions"] = sorted(set(names))
+        if revision in self.source["revisions"]:
+            return
+        self.source["revisions"].append(revision)
         with _writing(self.folder):
             _write(self.folder / "source.json", json.dumps(self.source).encode())
 
@@ -328,9 +329,13 @@ def adopt(root: Path, folder: Path, checkpoint: Checkpoint, repo: str, revision:
     source = {"repo": repo, "commit": commit, "revisions": [revision]}
     run = Run(root / f"hf-{name}-{mark}")
     part = root / f".{run.id}"  # no name of a run
-    with _writing(root, "Name another folder with CNN_DEMO_CHECKPOINTS."):
+    with _writing(root, "Name another folder with CNN_DEMO_CHECKPOINTS."), contextlib.ExitStack() as stack:
+        root.mkdir(parents=True, exist_ok=True)
+        fcntl.flock(stack.enter_context((root / ".pull").open("w")), fcntl.LOCK_EX)
+        if known := find_pulled(root, repo, commit, owner):  # by someone who was faster: another tab, another rank
+            return known
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        part.mkdir()
         _write(part / "config.json", json.dumps(_description(config), indent=1).encode())
         _write(part / "source.json", json.dumps(source).encode())
         if owner:

@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,15 @@ def test_what_is_no_name_is_refused(text: str) -> None:
     else:
         with pytest.raises(InputError, match="no repository"):
             hub.parse(text)
+
+
+def test_several_who_pull_at_once_get_the_same_run(run: Run, server: HubServer, tmp_path: Path) -> None:
+    push(run, server)
+    with ThreadPoolExecutor(4) as pool:  # as the ranks of torchrun do, or two tabs
+        pulled = list(pool.map(lambda _: hub.pull(tmp_path / "new", server.url, "ada/net", False), range(8)))
+    assert len({found.folder for found in pulled}) == 1
+    assert pulled[0].history().curve == run.history().curve
+    assert find_checkpoint(tmp_path / "new", "hf:ada/net").model == run.config.model
 
 
 @pytest.mark.parametrize("xet", [True, False])
