@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,26 +40,60 @@ class Network(nn.Sequential):
 class Conv2d(nn.Conv2d):
     """nn.Conv2d (same weights, same result) that on the CPU runs as a matrix product where that is faster.
 
-    Backward of a 1x1 convolution, and of a 3x3 one on a map of 2x2, takes oneDNN two to four times as long as the
-    same product; these are most of the course ResNet50. On a GPU cuDNN does it all.
+    oneDNN takes two to four times as long for a 1x1 convolution's backward pass, and for a 3x3 one on a map of 4x4 or
+    less: a third of vgg16's step, most of the course ResNet50's. On a GPU cuDNN does it all.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """`N,C,H,W` -> `N,K,H/stride,W/stride`."""
+        shape = (self.kernel_size, self.stride, self.padding)
         pointwise = self.kernel_size == (1, 1)
-        if input.device.type != "cpu" or not (pointwise or input.shape[-2:] == (2, 2)):
+        small = shape == ((3, 3), (1, 1), (1, 1)) and max(input.shape[-2:]) <= 4
+        if input.device.type != "cpu" or not (pointwise or small):
             return super().forward(input)
         pixels = input.permute(0, 2, 3, 1)  # N,H,W,C: how channels-last memory lies, so nothing is copied
-        if pointwise:
-            pixels = pixels[:, :: self.stride[0], :: self.stride[1]]
-        else:
-            (kernel, _), (stride, _), pad = self.kernel_size, self.stride, int(self.padding[0])
-            padded = F.pad(pixels, (0, 0, pad, pad, pad, pad))
-            windows = padded.unfold(1, kernel, stride).unfold(2, kernel, stride)  # N,H,W,C,kernel,kernel
-            pixels = windows.permute(0, 1, 2, 4, 5, 3).flatten(3)
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        if small:
+            output: Tensor = Convolve3x3.apply(pixels, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            return output.permute(0, 3, 1, 2)
         # contiguous: of a strided view, linear without gradients makes a slow batched product
-        return F.linear(pixels.contiguous(), weight, self.bias).permute(0, 3, 1, 2)
+        pixels = pixels[:, :: self.stride[0], :: self.stride[1]].contiguous()
+        return F.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class Convolve3x3(torch.autograd.Function):
+    """A 3x3 convolution with padding 1: `N,H,W,C`, weight `K,C,3,3`, bias `K` or None -> `N,H,W,K`.
+
+    Both gradients are products, too. The neighbours are laid out again for them rather than kept, and the one for the
+    input is a convolution with the kernel turned round, so nothing is scattered.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the convolution, in autocast's type where that is on."""
+        ctx.save_for_backward(pixels, weight)
+        return F.linear(neighbours(pixels), weight.permute(0, 2, 3, 1).flatten(1), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Return the gradients for pixels, weight and bias."""
+        pixels, weight = (tensor.to(gradient.dtype) for tensor in ctx.saved_tensors)  # as autocast had them forward
+        outputs, inputs = weight.shape[:2]
+        rows = gradient.flatten(0, 2)  # N*H*W,K
+        for_weight = (rows.T @ neighbours(pixels).flatten(0, 2)).view(outputs, 3, 3, inputs).permute(0, 3, 1, 2)
+        for_pixels = None
+        if ctx.needs_input_grad[0]:
+            turned = weight.permute(2, 3, 0, 1).flip(0, 1).flatten(0, 2)  # 9*K,C
+            for_pixels = neighbours(gradient) @ turned
+        return for_pixels, for_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def neighbours(pixels: Tensor) -> Tensor:
+    """Return `N,H,W,9*C`: for each of `N,H,W,C` its 3x3 surroundings, zero beyond the edge."""
+    count, height, width, channels = pixels.shape
+    padded = F.pad(pixels, (0, 0, 1, 1, 1, 1))
+    picture, row, column, channel = padded.stride()
+    windows = padded.as_strided((count, height, width, 3, 3, channels), (picture, row, column, row, column, channel))
+    return windows.reshape(count, height, width, 9 * channels)
 
 
 class Bottleneck(nn.Module):

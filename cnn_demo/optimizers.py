@@ -17,7 +17,7 @@ MUON_REST = 0.5  # the learning rate of what Muon leaves to SGD (biases, BN, lin
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    For convolution kernels `K,C,h,w`, seen as matrices `K,C*h*w`; each is kept at norm sqrt(K), so its scale needs no
+    For convolution kernels `K,C,h,w`, seen as matrices `K,h*w*C`; each is kept at norm sqrt(K), so its scale needs no
     weight decay. torch.optim.Muon takes no kernels. `dtype` is the format of the matrix products.
     """
 
@@ -41,11 +41,13 @@ class Muon(torch.optim.Optimizer):
                     if not state:
                         state["momentum_buffer"] = torch.zeros_like(kernel)
                     momentum = state["momentum_buffer"].mul_(MUON_MOMENTUM).add_(kernel.grad)
-                    gradients.append(kernel.grad.add(momentum, alpha=MUON_MOMENTUM).flatten(1))  # Nesterov
-                updates = orthogonal(torch.stack(gradients), self.dtype).to(kernels[0].dtype)
+                    gradient = kernel.grad.add(momentum, alpha=MUON_MOMENTUM)  # Nesterov
+                    gradients.append(gradient.permute(0, 2, 3, 1))  # as it lies in channels-last memory
+                updates = orthogonal(torch.stack(gradients).flatten(2), self.dtype)
                 for kernel, update in zip(kernels, updates, strict=True):
-                    kernel.mul_(math.sqrt(len(kernel)) / kernel.norm())
-                    kernel.sub_(update.view_as(kernel), alpha=group["lr"])
+                    pixels = kernel.permute(0, 2, 3, 1)
+                    pixels.mul_(math.sqrt(len(kernel)) / kernel.norm())
+                    pixels.sub_(update.view_as(pixels), alpha=group["lr"])
 
 
 def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:

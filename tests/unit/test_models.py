@@ -136,7 +136,8 @@ def test_every_parameter_gets_a_finite_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kernel, stride, padding, size", [(1, 1, 0, 4), (1, 2, 0, 5), (1, 2, 0, 2), (3, 1, 1, 2), (3, 2, 1, 2)]
+    "kernel, stride, padding, size",
+    [(1, 1, 0, 4), (1, 2, 0, 5), (1, 2, 0, 2), (3, 1, 1, 2), (3, 1, 1, 4), (3, 2, 1, 2)],
 )
 def test_the_fast_convolution_is_the_convolution(kernel: int, stride: int, padding: int, size: int) -> None:
     torch.manual_seed(0)
