@@ -11,6 +11,7 @@ import io
 import json
 import math
 import shutil
+import tempfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .checkpoints import Checkpoint, read_checkpoint
+from .checkpoints import EVALUATION, Checkpoint, read_checkpoint
 from .data import SETS
 from .errors import DiskError, RunError
 from .events import Progress, to_dict
@@ -32,7 +33,6 @@ from .stages import measure
 
 WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "config.json", "events.jsonl", "history.csv", "curve.png", "README.md")  # evaluation.json, too
-EVALUATION = "evaluation.json"
 CURVE_POINTS = 1000
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10"}
 
@@ -65,15 +65,14 @@ def export(run: Run, folder: Path, repo: str = "OWNER/NAME") -> None:
 
 def export_zip(run: Run, file: Path) -> None:
     """Write the files of a run into a zip. Raises what `export` raises."""
-    folder = file.with_suffix("")
-    export(run, folder)
-    try:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # weights do not shrink
-            for path in sorted(folder.iterdir()):
-                archive.write(path, f"{run.id}/{path.name}")
-    except OSError as error:
-        raise DiskError(f"{file} cannot be written: {error.strerror}.") from error
-    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        export(run, Path(folder))
+        try:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # weights do not shrink
+                for path in sorted(Path(folder).iterdir()):
+                    archive.write(path, f"{run.id}/{path.name}")
+        except OSError as error:
+            raise DiskError(f"{file} cannot be written: {error.strerror}.") from error
 
 
 def read_evaluation(run: Run) -> dict[str, Any] | None:
@@ -154,9 +153,9 @@ def curve_picture(history: History) -> bytes:
 
 def model_card(run: Run, history: History, evaluation: dict[str, Any] | None, repo: str) -> str:
     """Return README.md: front matter with the model index, then what a person needs to judge and use the weights."""
-    config, end, started = run.config, history.finished, history.started
+    config, end, started = run.config, history.finished, history.started  # of a pulled run, what a stranger claims
     dataset, name = HUB_NAMES.get(config.dataset), f"{config.model} on {config.dataset}"
-    accuracy, pictures = (end.test_accuracy, end.test_pictures) if end else (None, 0)
+    accuracy, pictures = (end.test_accuracy, end.test_pictures) if end and not run.source else (None, 0)
     if evaluation:
         accuracy, pictures = evaluation["accuracy"], evaluation["pictures"]
     head: list[str] = ["license: mit", "library_name: pytorch", "pipeline_tag: image-classification"]
@@ -171,7 +170,11 @@ def model_card(run: Run, history: History, evaluation: dict[str, Any] | None, re
         }
         head.append("model-index: " + json.dumps([{"name": name, "results": [result]}]))
 
-    facts = [f"Best validation accuracy: {_percent(history.best.validation_accuracy)}." if history.best else ""]
+    facts = [
+        f"Best validation accuracy: {_percent(history.best.validation_accuracy)}."
+        if history.best and not run.source
+        else ""
+    ]
     if accuracy is not None:
         facts.insert(0, f"**{_percent(accuracy)}** of {pictures:,} test pictures, one view each.")
     if evaluation:
@@ -185,7 +188,7 @@ def model_card(run: Run, history: History, evaluation: dict[str, Any] | None, re
         facts.append(
             f"The run {run.id} {end.reason} after {end.epochs} epochs, {end.step:,} steps, {end.seconds:,.0f} s"
         )
-    where = f" on {started.device} in {started.precision}" if started else ""
+    where = f" on {started.device} in {started.precision}" if started and not run.source else ""
     rows = [
         f"| {s.name} | {s.description} | {'x'.join(map(str, s.output))} | {s.stride} | {s.receptive_field} | "
         f"{s.parameters:,} | {s.macs:,} |"

@@ -22,6 +22,7 @@ from .models import BUILDERS, Network, build
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,80}")  # of a run, a shipped checkpoint, or a file of ours: never a path
 PREFIX = "hf:"  # of a checkpoint on the Hub: hf:owner/name, hf:owner/name@revision
+EVALUATION = "evaluation.json"  # beside the weights that it measured
 CHECKPOINT_BYTES = 400_000_000  # four times the largest network, in float32
 
 
@@ -31,6 +32,7 @@ class Checkpoint:
 
     step: of the run they come from; validation_accuracy: there, 0 to 1; limits: there, see training.Score.
     temperature: what logits are divided by to become honest scores (see evaluation.py); 1 where it was not measured.
+    held_out: the training pictures that the weights never learned; None where nobody knows.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Checkpoint:
     validation_accuracy: float | None
     limits: tuple[float, float] | None
     temperature: float
+    held_out: int | None
     weights: dict[str, Tensor]
 
     def network(self) -> Network:
@@ -67,10 +70,9 @@ def find_checkpoint(root: Path, name: str) -> Checkpoint:
             file = path / "model.safetensors" if path.is_dir() else path
             if file.is_file():
                 return read_checkpoint(file, name)
-    known = ", ".join(checkpoint_names(root)[:5]) or "none yet"
-    raise CheckpointError(
-        f"There is no checkpoint {name!r}. Give a name ({known}), a run's folder or a .safetensors file."
-    )
+    known = ", ".join(name for name in checkpoint_names(root) if name in BUILDERS)  # a run's id is its owner's
+    names = f"a name ({known}), a run's id" if known else "a run's id"
+    raise CheckpointError(f"There is no checkpoint {name!r}. Give {names}, a run's folder or a .safetensors file.")
 
 
 def pulled(root: Path, repo: str, revision: str) -> list[Path]:
@@ -118,7 +120,7 @@ def read_checkpoint(file: Path, name: str) -> Checkpoint:
                     f"{file} is not a safetensors file but looks like a pickle, which is never opened."
                 )
         with safe_open(file, "pt") as tensors:
-            fields = _metadata(tensors.metadata() or {})
+            fields = _metadata((tensors.metadata() or {}) | _beside(file))
             with torch.device("meta"):
                 expected = BUILDERS[fields["model"]](len(fields["classes"])).state_dict()
             slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
@@ -130,7 +132,9 @@ def read_checkpoint(file: Path, name: str) -> Checkpoint:
                 if part.get_dtype() not in allowed:
                     raise CheckpointError(f"{file}: {key} is {part.get_dtype()}; {', '.join(allowed)} is allowed.")
             weights = {key: tensors.get_tensor(key).to(expected[key].dtype) for key in shapes}
-    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+                raise CheckpointError(f"{file} holds weights that are no numbers.")
+    except (LookupError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{file} does not say what it is (model, classes, mean, std): {error}.") from error
     except SafetensorError as error:
         raise CheckpointError(f"{file} is not a whole safetensors file ({error}).") from error
@@ -139,13 +143,25 @@ def read_checkpoint(file: Path, name: str) -> Checkpoint:
     return Checkpoint(name=name, weights=weights, **fields)
 
 
+def _beside(file: Path) -> dict[str, str]:
+    """Return what stands beside the weights and not yet in them: what `evaluate` measured, how many were held out."""
+    found = {}
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        config = json.loads(file.with_name("config.json").read_text())
+        found["held_out"] = json.dumps(config["recipe"]["validation_pictures"])
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        evaluation = json.loads(file.with_name(EVALUATION).read_text())
+        found |= {name: json.dumps(evaluation[name]) for name in ("temperature", "limits")}
+    return found
+
+
 def _metadata(metadata: dict[str, str]) -> dict[str, Any]:
     """Return the checked fields of a checkpoint's metadata. Raises what a bad value makes Python raise."""
     classes = json.loads(metadata["classes"])
     mean, std = json.loads(metadata["mean"]), json.loads(metadata["std"])
     accuracy = json.loads(metadata["validation_accuracy"])
     limits = json.loads(metadata.get("limits", "null"))
-    temperature = float(metadata.get("temperature", 1))
+    temperature, held_out = float(metadata.get("temperature", 1)), json.loads(metadata.get("held_out", "null"))
     if not 0.05 <= temperature <= 20:
         raise ValueError("temperature")
     if metadata["model"] not in BUILDERS:
@@ -153,7 +169,7 @@ def _metadata(metadata: dict[str, str]) -> dict[str, Any]:
     if not isinstance(classes, list) or not 2 <= len(classes) <= 1000 or not all(isinstance(c, str) for c in classes):
         raise ValueError("classes")
     for values in (mean, std):
-        if not isinstance(values, list) or len(values) != 3 or not all(0 < float(v) <= 1 for v in values):
+        if not isinstance(values, list) or len(values) != 3 or not all(type(v) is float and 0 < v <= 1 for v in values):
             raise ValueError("mean or std")
     return {
         "model": metadata["model"],
@@ -165,4 +181,5 @@ def _metadata(metadata: dict[str, str]) -> dict[str, Any]:
         "validation_accuracy": None if accuracy is None else float(accuracy),
         "limits": None if limits is None else (float(limits[0]), float(limits[1])),
         "temperature": temperature,
+        "held_out": None if held_out is None else int(held_out),
     }

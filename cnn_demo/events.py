@@ -106,7 +106,10 @@ TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "tuple[tuple[int, float], ...]": (tuple,),
 }
+LARGEST = 2**53  # of a whole number: what JSON's readers keep exactly
+LONGEST = 2000  # characters
 WORDS = {
+    "precision": ["float32", "bfloat16", "float16"],
     "phase": ["training", "validating", "testing"],
     "reason": ["finished", "stopped", "diverged", "failed", "interrupted"],
 }
@@ -127,7 +130,19 @@ def from_dict(values: dict[str, Any]) -> Event:
     for field in dataclasses.fields(kind):
         value = fields.get(field.name, field.default)
         allowed = type(value) in TYPES[str(field.type)] and value in WORDS.get(field.name, [value])
-        if not allowed or (isinstance(value, float) and not math.isfinite(value)):
+        if not allowed or not _fits(field.name, value):
             raise TypeError(f"{field.name} {str(value)[:40]!r}")
     event: Event = kind(**fields)
     return event
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Tell whether a value is in its field's range."""
+    if isinstance(value, str):
+        return len(value) <= LONGEST and (name != "device" or value.isprintable())
+    if isinstance(value, tuple):
+        return all(_fits("step", step) and _fits("loss", loss) for step, loss in value)
+    if isinstance(value, int):
+        return (1 if name == "steps_per_epoch" else -1) <= value <= LARGEST
+    low, high = (0.0, 1.0) if name == "share" or name.endswith("accuracy") else (-math.inf, math.inf)
+    return value is None or (math.isfinite(value) and low <= value <= high)

@@ -21,12 +21,13 @@ from huggingface_hub.utils._validators import validate_repo_id
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from . import card, runs
-from .checkpoints import CHECKPOINT_BYTES, PREFIX, read_checkpoint
+from .checkpoints import CHECKPOINT_BYTES, EVALUATION, PREFIX, read_checkpoint
 from .config import MODELS
 from .errors import CheckpointError, HubError, InputError
 from .runs import Run
 
 Token = str | bool  # a token, or False: never True or None, which mean this machine's login
+Operations = list[CommitOperationAdd | CommitOperationDelete]
 Report = Callable[[str, float], None]
 Result = TypeVar("Result")
 
@@ -37,6 +38,7 @@ TEXT_BYTES = {"config.json": 100_000, "events.jsonl": 20_000_000}
 REVISION = re.compile(r"\w[\w./-]{0,100}")
 IMAGE = "python:3.12"
 PREINSTALLED = ("gradio", "huggingface-hub", "spaces")  # on a Space
+UNCHANGED = "Nothing on this machine was changed; try again, nothing is saved twice."
 SIGN_IN = "Nobody is signed in on this machine: run `hf auth login` first, or set HF_TOKEN."
 
 
@@ -82,6 +84,8 @@ def push(run: Run, hub: str, repo: str, token: Token, private: bool, report: Rep
     with tempfile.TemporaryDirectory() as folder:
         card.export(run, Path(folder), repo)
         info = _asked(lambda: api.model_info(repo, files_metadata=True, token=token), f"reading {repo}")
+        if private and not info.private:
+            raise InputError(f"{repo} is there already, and public; choose another name for a private one.")
         there = {sibling.rfilename for sibling in info.siblings or []} - {".gitattributes", "README.md"}
         if there and "events.jsonl" not in there:
             raise InputError(f"{repo} holds something else than a checkpoint of this program; choose another name.")
@@ -91,9 +95,12 @@ def push(run: Run, hub: str, repo: str, token: Token, private: bool, report: Rep
         if tagged and _holds(api, repo, tagged, files, token):
             return f"{hub}/{repo}/commit/{tagged}"
         report("uploading", 0.3)
+        left = there & {EVALUATION} - {file.path_in_repo for file in files}  # of another run's weights
+        operations: Operations = [*files]
+        operations += [CommitOperationDelete(name) for name in left]
         commit = _asked(
             lambda: api.create_commit(
-                repo, files, commit_message=f"Run {run.id}", parent_commit=info.sha, revision="main", token=token
+                repo, operations, commit_message=f"Run {run.id}", parent_commit=info.sha, revision="main", token=token
             ),
             f"uploading to {repo}",
             TRANSFER_SECONDS,
@@ -189,9 +196,7 @@ def publish(hub: str, space: str, folder: Path, token: Token, report: Report) ->
         names["requirements.txt"] = Path(scratch) / "requirements.txt"
         names["requirements.txt"].write_text("".join(s for s in lines if not s.startswith(PREINSTALLED)))
         there = {sibling.rfilename for sibling in info.siblings or []} - {".gitattributes"}
-        operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationAdd(name, str(path)) for name, path in names.items()
-        ]
+        operations: Operations = [CommitOperationAdd(name, str(path)) for name, path in names.items()]
         operations += [CommitOperationDelete(name) for name in sorted(there - set(names))]
         report(f"uploading {len(names)} files", 0.3)
         commit = partial(api.create_commit, space, operations, repo_type="space", parent_commit=info.sha, token=token)
@@ -227,12 +232,15 @@ def launch(hub: str, command: str, flavor: str, space: str, repo: str, token: To
             token=token,
         ),
         "starting the job",
+        closing="It may have started all the same: look at your jobs on the Hub before you try again.",
     )
     return str(job.url)
 
 
-def _asked(call: Callable[[], Result], what: str, limit: float = CALL_SECONDS) -> Result:
+def _asked(call: Callable[[], Result], what: str, limit: float = CALL_SECONDS, closing: str = UNCHANGED) -> Result:
     """Return what a call of the client returns; after `limit` seconds, or where it fails, raise HubError in words.
+
+    closing: the last sentence of an error, which says what is safe to do.
 
     The call is made in a thread of its own, because the client waits without an end and tries again by itself.
     """
@@ -251,10 +259,9 @@ def _asked(call: Callable[[], Result], what: str, limit: float = CALL_SECONDS) -
     if answer:
         result: Result = answer[0]
         return result
-    safe = "Nothing on this machine was changed; try again, nothing is saved twice."
     if not failure:
-        raise HubError(f"The Hub took more than {limit:.0f} s for {what}. {safe}")
-    raise HubError(f"{_sentence(failure[0], what)} {safe}", answered=_status(failure[0]) is not None) from None
+        raise HubError(f"The Hub took more than {limit:.0f} s for {what}. {closing}")
+    raise HubError(f"{_sentence(failure[0], what)} {closing}", answered=_status(failure[0]) is not None) from None
 
 
 def _status(error: Exception) -> int | None:

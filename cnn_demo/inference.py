@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from .checkpoints import NAME, Checkpoint, read_checkpoint
+from .checkpoints import EVALUATION, NAME, Checkpoint, modified, read_checkpoint
 from .data import normalise
 from .errors import CheckpointError, DataError
 from .models import Network
@@ -105,7 +105,7 @@ class Classifier:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._lock = threading.Lock()
-        self._loaded: OrderedDict[tuple[str, int], tuple[Checkpoint, Network]] = OrderedDict()
+        self._loaded: OrderedDict[tuple[str, int, float], tuple[Checkpoint, Network]] = OrderedDict()
 
     def answer(self, name: str, square: Image.Image) -> tuple[Checkpoint, Answer]:
         """Return the checkpoint of a name (never a path) and its answer to a square picture.
@@ -120,7 +120,8 @@ class Classifier:
 
     def _load(self, name: str) -> tuple[Checkpoint, Network]:
         file = self._root / name / "model.safetensors"
-        key = (name, file.stat().st_mtime_ns)  # a run in training writes it again
+        # a run in training writes it again; `evaluate` says more of it
+        key = (name, file.stat().st_mtime_ns, modified(file.with_name(EVALUATION)))
         with self._lock:
             if key not in self._loaded:
                 checkpoint = read_checkpoint(file, name)

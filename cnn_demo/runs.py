@@ -39,7 +39,7 @@ from torch import Tensor
 
 from . import config as configs
 from . import events
-from .checkpoints import NAME, Checkpoint, find_checkpoint, modified, pulled, read_checkpoint
+from .checkpoints import EVALUATION, NAME, Checkpoint, find_checkpoint, modified, pulled, read_checkpoint
 from .config import RunConfig
 from .data import SETS, Dataset
 from .distributed import Group
@@ -50,6 +50,7 @@ from .models import build
 from .training import ALONE, Snapshot, count_steps, train
 
 ENDED = ("finished", "diverged")  # cannot be continued
+PULLED_EVENTS = 10_000  # of a log from the Hub; what this program exports has a few thousand at most
 
 
 class Run:
@@ -115,7 +116,7 @@ class Run:
     def save_evaluation(self, result: dict[str, Any]) -> None:
         """Write evaluation.json. Raises DiskError where that fails."""
         with _writing(self.folder):
-            _write(self.folder / "evaluation.json", json.dumps(result).encode())
+            _write(self.folder / EVALUATION, json.dumps(result).encode())
 
     def ask_stop(self) -> None:
         """Ask the process that trains the run to stop, where it is another one."""
@@ -199,6 +200,7 @@ class Run:
                     "validation_accuracy": json.dumps(snapshot.best_accuracy),
                     "limits": json.dumps(snapshot.best_limits),
                 }
+                (self.folder / EVALUATION).unlink(missing_ok=True)  # of other weights
                 _write(self.folder / "model.safetensors", _pack(snapshot.best, metadata))
             names = {kind: f"{kind}-{snapshot.step}.safetensors" for kind in ("weights", "optimizer")}
             _write(resume / names["weights"], _pack(snapshot.weights, {"format": "pt"}))
@@ -236,19 +238,23 @@ class Run:
     def end(self, reason: str, message: str) -> None:
         """Log the end of a run that is not being trained."""
         with self.held():
-            history = self.history()
-            latest, best, started = history.latest, history.best, history.started
-            step = latest.step if latest else 0
-            end = RunFinished(
-                reason=reason,
-                message=message,
-                seconds=latest.seconds if latest else 0.0,
-                epochs=step // started.steps_per_epoch if started else 0,
-                step=step,
-                best_step=best.step if best else 0,
-                validation_accuracy=best.validation_accuracy if best else None,
-            )
-            self.append(end)
+            self._end(reason, message)
+
+    def _end(self, reason: str, message: str) -> None:
+        """Log an end that the training did not tell, with what is known from the log."""
+        history = self.history()
+        latest, best, started = history.latest, history.best, history.started
+        step = latest.step if latest else 0
+        end = RunFinished(
+            reason=reason,
+            message=message[: events.LONGEST],
+            seconds=latest.seconds if latest else 0.0,
+            epochs=step // started.steps_per_epoch if started else 0,
+            step=step,
+            best_step=best.step if best else 0,
+            validation_accuracy=best.validation_accuracy if best else None,
+        )
+        self.append(end)
 
     def log_bytes(self) -> int:
         """Return the size of the log; it changes whenever something happens."""
@@ -341,10 +347,12 @@ def adopt(root: Path, folder: Path, checkpoint: Checkpoint, repo: str, revision:
         if owner:
             _write(part / "owner", _hash(owner).encode())
         shutil.copyfile(folder / "model.safetensors", part / "model.safetensors")
-        taken = Run(part)
-        for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-                taken.append(events.from_dict(json.loads(line)))
+        taken: list[Event] = []
+        for line in lines[:PULLED_EVENTS]:
+            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                taken.append(replace(events.from_dict(json.loads(line)), seq=len(taken)))
+        log = "".join(json.dumps(events.to_dict(event)) + "\n" for event in taken)
+        _write(part / "events.jsonl", log.encode())
         shutil.rmtree(run.folder, ignore_errors=True)  # pulled before, then damaged
         part.rename(run.folder)
     return run
@@ -387,15 +395,13 @@ def drive(
                 f"The run {run.id} has {state} and cannot be continued; start a new one from it: --start-from {run.id}."
             )
         (run.folder / "stop").unlink(missing_ok=True)
-        config, step = run.config, 0
+        config = run.config
         try:
             start = run.load_snapshot()
-            step = start.step if start else 0
             network = build(config.model, len(data.classes), config.seed)
             if start is None and (weights := starting_weights(run.folder.parent, config)) is not None:
                 network.load_state_dict(weights)
             for item in train(network, data, config, device=device, stop=stop, start=start, group=group):
-                step = item.step if isinstance(item, Snapshot) else step
                 if isinstance(item, Snapshot):
                     run.save(item, data)
                     item = CheckpointSaved(seconds=item.seconds, step=item.step, best_step=item.best_step)
@@ -404,7 +410,7 @@ def drive(
                     run.drop_resume()
         except Exception as error:
             with contextlib.suppress(CnnDemoError):  # on a full disk the run shows as interrupted instead
-                run.append(RunFinished(reason="failed", message=str(error), epochs=0, step=step))
+                run._end("failed", str(error) or type(error).__name__)
             raise
 
 
@@ -422,6 +428,13 @@ def starting_weights(root: Path, config: RunConfig) -> dict[str, Tensor] | None:
         raise CheckpointError(
             f"--start-from {config.start_from} knows other classes ({', '.join(checkpoint.classes[:3])}, …) "
             f"than {config.dataset} ({', '.join(classes[:3])}, …)."
+        )
+    if checkpoint.held_out is not None and config.validation_pictures > checkpoint.held_out:
+        raise ConfigError(
+            "validation_pictures",
+            f"--start-from {config.start_from} was trained on all pictures but {checkpoint.held_out:,}; to hold out "
+            f"{config.validation_pictures:,} would validate on pictures that it has learned. Give "
+            f"--validation-pictures {checkpoint.held_out} or fewer.",
         )
     return checkpoint.weights
 

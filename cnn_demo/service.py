@@ -31,6 +31,7 @@ from .training import device_name, keep_freed_memory
 
 POINTS = 400  # of a curve, sent at once
 SPACE_EPOCHS, SPACE_SECONDS = 50, 3600  # of a run where the queue is shared with strangers
+SPACE_QUEUE = 50  # runs that wait there
 LOG_LINES = 2000  # of a log, sent at once
 CAN_CONTINUE = ("stopped", "failed", "interrupted")
 
@@ -105,6 +106,8 @@ class Service:
             raise CheckpointError(f"There is no checkpoint {start[:80]!r} here to start from.")
         with self._changed:
             self._check_free(owner)
+            if self._settings.is_space and len(self._waiting) >= SPACE_QUEUE:
+                raise RunError(f"{SPACE_QUEUE} runs are waiting already. Try again later, or duplicate the Space.")
             run = runs.create(self.root, config, owner)
             self._enqueue(run, owner)
         return run.id
@@ -242,12 +245,16 @@ class Service:
         """Return the seconds until a waiting job begins, by measured speed; None where that is not known."""
         ahead = self._waiting[: self._waiting.index(job)] if job in self._waiting else []
         running = [other for other in self._jobs.values() if other not in self._waiting]
+        if gpu.is_zero():  # each lasts as long as its call
+            ahead, running = ahead + running, []
         left: list[float | None] = [job.history.latest.seconds_left if job.history.latest else None for job in running]
         left += [self.run_seconds(other.run.config) for other in ahead]
         return None if None in left else sum(s for s in left if s is not None) / len(self._devices)
 
     def run_seconds(self, config: RunConfig) -> float | None:
-        """Return how long a run will take, by the speed measured for its network; None where none was."""
+        """Return how long a run will have the device, by its network's measured speed; None where none was."""
+        if gpu.is_zero():
+            return gpu.call_seconds(config)
         if config.epochs is None:
             return config.seconds
         rate = self._rates.get(config.model)
@@ -339,8 +346,10 @@ class Service:
         try:
             self._follow(job, steps)
         except CnnDemoError as error:
-            if gpu.is_zero() and job.run.history().finished is None:  # nobody was left to log it
-                job.run.end("failed", str(error))
+            if gpu.is_zero():  # the call may have ended with nobody left to log it, or before it began
+                history = job.run.history()
+                if history.finished is None or history.seq == job.history.seq:
+                    job.run.end("failed", str(error))
             raise
 
     def _follow(self, job: Job, steps: Iterator[Event]) -> None:

@@ -17,7 +17,8 @@ from ..errors import CnnDemoError
 from ..service import Service
 
 OWNER_FIRST = "(...values) => [cnnDemo.owner(), ...values.slice(1)]"
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+# A transfer may take minutes, and a class saves at the same time.
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
 TERMINAL = """<p>Nobody can sign in to the Hub here: this page runs outside of a Space. From a terminal on its machine,
 after <code>hf auth login</code>:</p><code class='command'>python -m cnn_demo push {run} YOU/NAME</code>"""
 
@@ -68,7 +69,7 @@ def build_save(service: Service, view: gr.HTML) -> None:
         """Return the run as a zip."""
         try:
             found = service.exportable(chosen, secret)
-            path = Path(tempfile.mkdtemp()) / f"{found.id}.zip"
+            path = Path(tempfile.mkdtemp(dir=file.GRADIO_CACHE)) / f"{found.id}.zip"  # Gradio deletes it in time
             card.export_zip(found, path)
         except CnnDemoError as error:
             return [failed(str(error)), gr.update(visible=False)]
@@ -98,7 +99,7 @@ def build_open(service: Service, page: gr.Blocks) -> gr.Textbox:
 
     def pull(secret: str, text: str | None, token: gr.OAuthToken | None) -> Iterator[list[Any]]:
         """Fetch a checkpoint; yield how far it is, then what came of it."""
-        if not text:
+        if not text or not secret:  # what nobody owns would be everybody's
             yield [failed("Give a repository, for example owner/name."), gr.skip()]
             return
         yield [f"<p role='status'>Looking at {escape(text[:120])} …</p>", gr.skip()]

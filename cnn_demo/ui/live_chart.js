@@ -232,7 +232,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
       if (!end || !ended(record)) return [];
       const found = results(record);
       const next = { finished: `Next: ${record.saved ? "classify a picture with it, or " : ""}change one thing in the recipe and compare.`, stopped: "Next: continue where it was, or classify with what it has.", failed: "Next: mend what the sentence names, then continue.", diverged: "Next: start again with a lower learning rate; the last good weights are kept.", interrupted: "Next: continue where it was saved." }[record.state];
-      const big = end.test_accuracy == null ? null : make("div", { class: "big" }, make("strong", {}, percent(end.test_accuracy)), make("span", {}, `of ${end.test_pictures.toLocaleString("en")} test pictures are told right`));
+      const big = end.test_accuracy == null ? null : make("div", { class: "big" }, make("strong", {}, percent(end.test_accuracy)), make("span", {}, `of ${end.test_pictures.toLocaleString("en")} test pictures are told right${record.source.repo ? `, says ${record.source.repo}` : ""}`));
       const facts = Object.entries(RESULTS).filter(([key]) => found[key] && key !== "test" && key !== "state").map(([key, title]) => [make("dt", {}, title), make("dd", {}, found[key])]);
       if (record.saved) facts.push([make("dt", {}, "checkpoint"), make("dd", {}, make("code", {}, `checkpoints/${shown}/model.safetensors`))]);
       return [big, make("dl", {}, ...facts.flat()), next && make("p", {}, next)];

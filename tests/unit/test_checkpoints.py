@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from cnn_demo import checkpoints, runs
 from cnn_demo.config import RunConfig
 from cnn_demo.data import Dataset
-from cnn_demo.errors import CheckpointError
+from cnn_demo.errors import CheckpointError, ConfigError
 from cnn_demo.models import build
 
 METADATA = {
@@ -56,7 +57,7 @@ def test_it_is_found_by_name_folder_and_file(tmp_path: Path, weights: dict) -> N
     for name in ("resnet50-x", str(file), str(file.parent)):
         assert checkpoints.find_checkpoint(tmp_path / "root", name).name == name
     assert checkpoints.checkpoint_names(tmp_path / "root") == ["vgg16", "resnet50-x"]
-    with pytest.raises(CheckpointError, match=r"no checkpoint 'resnet'.*vgg16, resnet50-x"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint 'resnet'.*(vgg16)"):
         checkpoints.find_checkpoint(tmp_path / "root", "resnet")
 
 
@@ -119,6 +120,18 @@ def deep_classes(file: Path, weights: dict) -> None:
     write(file, weights, classes="[" * 100_000)
 
 
+def no_limits(file: Path, weights: dict) -> None:
+    write(file, weights, limits="[]")
+
+
+def text_mean(file: Path, weights: dict) -> None:
+    write(file, weights, mean='["0.5", "0.5", "0.5"]')
+
+
+def not_numbers(file: Path, weights: dict) -> None:
+    write(file, {k: v * torch.nan if v.is_floating_point() else v for k, v in weights.items()})
+
+
 def zero_std(file: Path, weights: dict) -> None:
     write(file, weights, std="[0, 0, 0]")
 
@@ -140,6 +153,9 @@ def zero_std(file: Path, weights: dict) -> None:
         (deep_classes, "does not say what it is"),
         (zero_std, "does not say what it is"),
         (bad_mean, "does not say what it is"),
+        (no_limits, "does not say what it is"),
+        (text_mean, "does not say what it is"),
+        (not_numbers, "weights that are no numbers"),
     ],
 )
 def test_a_hostile_or_broken_file_is_one_sentence(tmp_path: Path, weights: dict, make: object, words: str) -> None:
@@ -157,3 +173,21 @@ def test_a_run_cannot_start_from_another_network_or_other_classes(tmp_path: Path
         with pytest.raises(CheckpointError, match=words):
             runs.create(tmp_path / "runs", config)
     assert not (tmp_path / "runs").exists()
+
+
+def test_no_run_of_others_is_named(tmp_path: Path, shipped: Path) -> None:
+    for name in ("resnet50", "resnet50-of-somebody"):
+        shutil.copytree(shipped, tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"Give a name \(resnet50\)") as caught:
+        checkpoints.find_checkpoint(tmp_path, "gone")
+    assert "somebody" not in str(caught.value)
+
+
+def test_what_was_learned_is_not_held_out(tmp_path: Path, shipped: Path) -> None:
+    """The shipped run of the tests held out 20 pictures."""
+    shutil.copytree(shipped, tmp_path / "resnet50")
+    config = RunConfig(model="resnet50", dataset="shapes", epochs=1, start_from="resnet50", validation_pictures=21)
+    with pytest.raises(ConfigError, match="--validation-pictures 20 or fewer") as caught:
+        runs.create(tmp_path, config)
+    assert caught.value.field == "validation_pictures"
+    runs.create(tmp_path, dataclasses.replace(config, validation_pictures=20))

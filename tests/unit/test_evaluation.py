@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cnn_demo import card, evaluation
-from cnn_demo.checkpoints import read_checkpoint
+from cnn_demo.checkpoints import find_checkpoint, read_checkpoint
 from cnn_demo.data import Dataset
+from cnn_demo.inference import Classifier, classify, to_input
 from cnn_demo.runs import Run
 
 
@@ -90,6 +92,21 @@ def test_the_export_carries_temperature_and_limits_and_half_the_bytes(
     for name, value in full.weights.items():
         torch.testing.assert_close(checkpoint.weights[name], value, rtol=1e-3, atol=1e-4)
     assert json.loads((folder / "evaluation.json").read_text()) == result
+
+
+def test_the_scores_of_an_evaluated_run_are_the_calibrated_ones(shipped: Path, tmp_path: Path, result: dict) -> None:
+    run = Run(Path(shutil.copytree(shipped, tmp_path / "resnet50")))
+    classifier, square = Classifier(tmp_path), Image.effect_noise((64, 64), 80).convert("RGB")
+    plain = {p.label: p.score for p in classifier.answer("resnet50", square)[1].predictions}
+    run.save_evaluation(result | {"temperature": 2.0})
+    for checkpoint, answer in (
+        classifier.answer("resnet50", square),
+        (found := find_checkpoint(tmp_path, "resnet50"), classify(found.network(), found, to_input(square))),
+    ):
+        assert checkpoint.temperature == 2.0
+        total = sum(score**0.5 for score in plain.values())
+        for prediction in answer.predictions:
+            assert prediction.score == pytest.approx(plain[prediction.label] ** 0.5 / total, abs=1e-4)
 
 
 def test_weights_too_large_for_half_are_refused(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,11 @@ wait(run, "training")
 service.stop(run, "owner")
 told("again", run, wait(run, "stopped", "failed"))
 
+gpu.call_seconds = lambda config: 22
+as_visitor(service.resume, run, "owner")
+told("refused again", run, wait(run, "failed", "stopped"))
+gpu.call_seconds = usual
+
 run = start(seconds=7)
 told("refused", run, wait(run, "failed", "finished"))
 service.close()
@@ -179,6 +184,7 @@ def test_a_killed_call_leaves_a_run_that_goes_on(lived: dict) -> None:
 
 def test_without_quota_the_run_says_so(lived: dict) -> None:
     assert lived["refused"][1] == "failed" and "quota" in lived["refused"][2]
+    assert lived["refused again"][1] == "failed" and "quota" in lived["refused again"][2]  # a run that was continued
 
 
 def test_the_call_is_as_long_as_the_recipe_and_never_longer_than_allowed() -> None:

@@ -36,6 +36,31 @@ def test_an_event_survives_json(event: Event) -> None:
     assert events.from_dict(json.loads(json.dumps(events.to_dict(event)))) == event
 
 
+@pytest.mark.parametrize(
+    ("event", "field", "value"),
+    [
+        (STARTED, "steps_per_epoch", 0),
+        (STARTED, "device", "CPU\n# A heading"),
+        (STARTED, "device", "x" * 3000),
+        (STARTED, "precision", "[a link](http://a.b)"),
+        (RUN[4], "share", 1.5),
+        (RUN[4], "loss", float("nan")),
+        (RUN[4], "logged", [[2**70, 1.0]]),
+        (RUN[6], "validation_accuracy", -0.1),
+        (RUN[8], "test_accuracy", 2**70),
+        (RUN[8], "step", True),
+    ],
+)
+def test_what_a_stranger_wrote_must_be_in_range(event: Event, field: str, value: object) -> None:
+    with pytest.raises(TypeError, match=field):
+        events.from_dict(events.to_dict(event) | {field: value})
+
+
+def test_a_loss_may_be_huge() -> None:
+    huge = {**events.to_dict(RUN[4]), "loss": 1e30}
+    assert events.from_dict(huge).loss == 1e30
+
+
 def test_the_state_follows_the_events() -> None:
     history, states = History(), []
     for event in RUN:

@@ -30,6 +30,11 @@ from cnn_demo.runs import Run
 from tests.hub_server import Fault, HubServer, hub_server
 
 ADA = "ada-token"
+EVALUATED = {
+    **{"classes": ["a", "b"], "confusion": [[9, 1], [2, 8]], "mistakes": [], "accuracy": 0.85, "accuracy_flip": 0.86},
+    **{"pictures": 20, "validation_pictures": 20, "temperature": 2.0, "limits": [-1.0, 0.3]},
+    **{"ece_before": 0.07, "ece_after": 0.02},
+}
 ROOT = Path(__file__).parents[2]
 
 
@@ -91,6 +96,37 @@ def test_several_who_pull_at_once_get_the_same_run(run: Run, server: HubServer, 
     assert len({found.folder for found in pulled}) == 1
     assert pulled[0].history().curve == run.history().curve
     assert find_checkpoint(tmp_path / "new", "hf:ada/net").model == run.config.model
+
+
+def test_what_is_to_be_private_is_never_put_where_all_see_it(run: Run, server: HubServer) -> None:
+    push(run, server)
+    commits = len(server.repos["models", "ada/net"].commits)
+    with pytest.raises(InputError, match="there already, and public"):
+        hub.push(run, server.url, "ada/net", ADA, True, quiet)
+    assert len(server.repos["models", "ada/net"].commits) == commits
+
+
+def test_another_runs_evaluation_does_not_stay_beside_the_weights(run: Run, server: HubServer, shipped: Path) -> None:
+    run.save_evaluation(EVALUATED)
+    push(run, server)
+    assert "evaluation.json" in server.repos["models", "ada/net"].files
+    other = Run(Path(shutil.copytree(shipped, run.folder.with_name("other"))))
+    push(other, server)
+    assert "evaluation.json" not in server.repos["models", "ada/net"].files
+
+
+def test_a_card_says_nothing_that_only_a_stranger_claims(run: Run, server: HubServer, tmp_path: Path) -> None:
+    push(run, server)
+    pulled = hub.pull(tmp_path / "new", server.url, "ada/net", False)
+    mine, theirs = (card.model_card(r, r.history(), None, "ada/net") for r in (run, pulled))
+    for words in ("test pictures, one view each", "Best validation accuracy", " on CPU"):
+        assert words in mine and words not in theirs
+
+
+def test_a_job_that_may_have_started_is_not_asked_for_again(server: HubServer) -> None:
+    server.close()
+    with pytest.raises(HubError, match="look at your jobs"):
+        hub.launch(server.url, "python -m cnn_demo train vgg16", "t4-small", "ada/cnn", "ada/net", ADA)
 
 
 @pytest.mark.parametrize("xet", [True, False])
@@ -337,6 +373,7 @@ def test_only_the_three_files_are_fetched_and_only_our_events_kept(
     server.add_repo("eve/net", {**files, **extra, "events.jsonl": "\n".join([*lines, *bad]).encode()})
     run = hub.pull(tmp_path / "root", server.url, "eve/net", False)
     assert len(run.events()) == len(lines)
+    assert [event.seq for event in run.events()] == list(range(len(lines)))
     kept = {path.name for path in (tmp_path / "root").rglob("*") if path.is_file()}
     assert kept == {"model.safetensors", "config.json", "events.jsonl", "source.json", ".pull"}
     assert not (tmp_path / "escape.txt").exists()
@@ -345,6 +382,7 @@ def test_only_the_three_files_are_fetched_and_only_our_events_kept(
 
 
 def test_the_zip_holds_the_same_files(run: Run, files: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "z").mkdir()
     card.export_zip(run, tmp_path / "z" / f"{run.id}.zip")
     with zipfile.ZipFile(tmp_path / "z" / f"{run.id}.zip") as archive:
         names = {name.removeprefix(f"{run.id}/"): name for name in archive.namelist()}
@@ -410,7 +448,13 @@ def test_the_command_line_pushes_pulls_and_takes_hub_names_everywhere(
     Image.effect_noise((40, 40), 60).save(picture)
     assert cli.main(["classify", str(picture), "--checkpoint", f"hf:ada/net@run-{run.id}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["checkpoint"] == f"hf:ada/net@{commit}"
-    assert cli.main(["train", "resnet50", "--dataset", "shapes", "--seconds", "2", "--start-from", "hf:ada/net"]) == 0
+    assert cli.main(["train", "resnet50", "--dataset", "shapes", "--seconds", "2", "--start-from", "hf:ada/net"]) == 2
+    assert "--validation-pictures 20 or fewer" in capsys.readouterr().err
+    again = ["--validation-pictures", "20"]
+    assert (
+        cli.main(["train", "resnet50", "--dataset", "shapes", "--seconds", "2", "--start-from", "hf:ada/net", *again])
+        == 0
+    )
     new = next(run for run in runs.listing(root) if not run.source)
     assert new.config.start_from == f"hf:ada/net@{commit}"  # the same on any machine
     server.close()

@@ -99,6 +99,7 @@ def test_all_classes_are_scored_the_likeliest_first() -> None:
         validation_accuracy=None,
         limits=None,
         temperature=2.0,
+        held_out=None,
         weights=network.state_dict(),
     )
     black = torch.zeros(3, 32, 32, dtype=torch.uint8)

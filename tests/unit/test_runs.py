@@ -79,11 +79,13 @@ def test_stop_leaves_a_run_that_continues_exactly(tmp_path: Path, tiny: Dataset)
     step = run.history().finished.step
     kept = {"state.json", f"weights-{step}.safetensors", f"optimizer-{step}.safetensors"}
     assert 0 < step < 10 and files(run.folder / "resume") == kept
+    run.save_evaluation({"accuracy": 0.5})
     events = drive(run, tiny)
     assert events[0].step == step and events[-1].reason == "finished"
     a, b = (load_file(r.folder / "model.safetensors") for r in (whole, run))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert [e.step for e in run.history().epochs] == [5, 10]
+    assert not (run.folder / "evaluation.json").exists()  # it was about other weights
 
 
 def test_an_ended_run_says_what_to_do_instead(tmp_path: Path, tiny: Dataset) -> None:
@@ -153,7 +155,9 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint(
     with pytest.raises(DiskError, match=r"No space left on device\. The checkpoint of .* is kept"):
         drive(run, tiny)
     monkeypatch.undo()
-    assert run.history().state == "failed" and "No space left" in run.history().finished.message
+    end = run.history().finished
+    assert end.reason == "failed" and "No space left" in end.message
+    assert end.step == run.history().latest.step > 0 and end.seconds > 0
     assert {path: path.read_bytes() for path in run.folder.rglob("*.safetensors")} == before
     assert not list(run.folder.rglob("*.part"))
     assert drive(run, tiny)[0].step == step  # with space again it goes on
