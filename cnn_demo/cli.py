@@ -117,14 +117,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("space", metavar="OWNER/NAME")
 
     sub = command("stages", stages, "Show the size of every stage of a network.")
-    sub.add_argument("model", metavar="MODEL", help=" | ".join(MODELS))
-    sub.add_argument("--input-size", metavar="PX", default="32", help="width and height of the picture (default 32)")
+    sub.add_argument("model", metavar="MODEL", choices=MODELS, help=" | ".join(MODELS))
+    sub.add_argument("--input-size", metavar="PX", type=int, default=32, help="of the picture's sides (default 32)")
     add_common(sub)
 
     add_common(command("runs", runs, "List the runs, the latest first."))
 
     sub = command("bench", bench, "Compare our training loop with the plain one, on this machine.")
-    sub.add_argument("model", metavar="MODEL", help=" | ".join(MODELS))
+    sub.add_argument("model", metavar="MODEL", choices=MODELS, help=" | ".join(MODELS))
     add_common(sub, data=True)
     return parser
 
@@ -203,9 +203,8 @@ def load_data(name: str, arguments: argparse.Namespace, where: settings.Settings
 
     first = settings.read_rank().number == 0
     report = line_reporter() if first else (lambda text, share: None)
-    folder = arguments.data or where.data
     try:
-        found = data.load(name, folder=folder, cache=where.cache, hub=where.hub, toronto=where.toronto, report=report)
+        found = data.load(name, dataclasses.replace(where, data=arguments.data or where.data), report)
     except DownloadError as error:
         if required:
             raise
@@ -385,13 +384,10 @@ def space(arguments: argparse.Namespace, where: settings.Settings) -> int:
 
 def stages(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`stages MODEL`: one row a stage, then the totals."""
-    check_model(arguments.model)
-    if not arguments.input_size.isdecimal():
-        raise InputError(f"--input-size {arguments.input_size} is not a whole number of pixels.")
     from . import stages as sizes
 
-    size = int(arguments.input_size)
-    table = sizes.to_dict(arguments.model, size, sizes.measure(arguments.model, size))
+    size = arguments.input_size
+    table = sizes.to_dict(arguments.model, size)
     if arguments.json:
         print(json.dumps(table))
         return 0
@@ -415,17 +411,7 @@ def runs(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`runs`: one row a run."""
     from . import runs as run_folders
 
-    rows: list[dict[str, Any]] = []
-    for run in run_folders.listing(where.checkpoints):
-        history, row = run.history(), {"run_id": run.id, "model": "damaged", "dataset": "damaged"}
-        with contextlib.suppress(InputError):
-            row |= {"model": run.config.model, "dataset": run.config.dataset}
-        best, end = history.best, history.finished
-        rows.append(
-            {**row, "state": history.state, "step": history.latest.step if history.latest else 0}
-            | {"validation_accuracy": best.validation_accuracy if best else None}
-            | {"test_accuracy": end.test_accuracy if end else None}
-        )
+    rows = [{"run_id": run.id, **run.summary()} for run in run_folders.listing(where.checkpoints)]
     if arguments.json:
         print(json.dumps(rows))
     elif not rows:
@@ -438,7 +424,6 @@ def runs(arguments: argparse.Namespace, where: settings.Settings) -> int:
 
 def bench(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`bench MODEL`: a table, then one line of JSON."""
-    check_model(arguments.model)
     data = load_data("cifar10", arguments, where, required=False)
     from .bench import bench as measure
 
@@ -459,12 +444,6 @@ def bench(arguments: argparse.Namespace, where: settings.Settings) -> int:
 def show_value(value: object) -> str:
     """Return a value for a table: accuracies in percent, nothing for None."""
     return "" if value is None else f"{value:.2%}" if isinstance(value, float) else str(value)
-
-
-def check_model(name: str) -> None:
-    """Raise InputError where there is no network of that name."""
-    if name not in MODELS:
-        raise InputError(f"MODEL {name!r} is not known; choose {', '.join(MODELS)}.")
 
 
 def pick_device() -> torch.device:

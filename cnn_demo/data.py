@@ -14,7 +14,7 @@ import pickletools
 import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import DataError, DiskError, DownloadError
+from .settings import Settings
 
 Report = Callable[[str, float], None]  # what is being done, and how much of it is done (0 to 1)
 
@@ -93,8 +94,8 @@ def normalise(pictures: Tensor, mean: Tensor | tuple[float, ...], std: Tensor | 
     return (pictures.float() - centre) / scale
 
 
-def load(name: str, *, folder: Path | None, cache: Path, hub: str, toronto: str, report: Report) -> Dataset:
-    """Return a data set by name; for CIFAR-10 from `folder` if one is named, else the cache, the Hub, Toronto.
+def load(name: str, where: Settings, report: Report) -> Dataset:
+    """Return a data set by name; for CIFAR-10 from a folder if one is named, else the cache, the Hub, Toronto.
 
     Raises:
         DataError: the named folder holds no whole CIFAR-10.
@@ -102,15 +103,16 @@ def load(name: str, *, folder: Path | None, cache: Path, hub: str, toronto: str,
     """
     if name == "shapes":
         return draw_shapes()
-    if folder is not None:
-        return read_folder(folder, report)
+    if where.data is not None:
+        return read_folder(where.data, report)
+    cache = where.cache
     cached = cache / "cifar10.safetensors"
     if cached.is_file():
         with suppress(SafetensorError, OSError, KeyError, ValueError, TypeError):
             tensors = load_file(cached)
             if (len(tensors["train_pictures"]), len(tensors["test_pictures"])) == CIFAR10_PICTURES:
                 return _dataset("cifar10", str(cached), *(tensors[name] for name in TENSORS))
-    pictures = fetch(cache, hub, toronto, report)
+    pictures = fetch(cache, where.hub, where.toronto, report)
     part = cached.with_suffix(f".{os.getpid()}.part")
     try:
         save_file({name: getattr(pictures, name) for name in TENSORS}, part)
@@ -389,9 +391,3 @@ def _distance(name: str, u: Tensor, v: Tensor) -> Tensor:
         case "crescent":
             return torch.maximum(radius - 0.95, 0.75 - (u - 0.45).hypot(v))
     raise ValueError(name)
-
-
-def batches(count: int, size: int) -> Iterator[slice]:
-    """Yield the slices of `count` things, `size` at a time; the last may be shorter."""
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))

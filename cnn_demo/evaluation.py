@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import base64
-import io
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
+from torchvision.io import encode_png
 
 from .checkpoints import Checkpoint
-from .data import Dataset, batches, normalise, split
+from .data import Dataset, Report, normalise, split
 from .models import Network
 
 MISTAKES = 12
-Report = Callable[[str, float], None]
 
 
 def evaluate(checkpoint: Checkpoint, data: Dataset, held_out: int, report: Report) -> dict[str, Any]:
@@ -30,10 +27,10 @@ def evaluate(checkpoint: Checkpoint, data: Dataset, held_out: int, report: Repor
     and the mistakes that the network is surest of, with their pictures as PNG in base64.
     """
     network = checkpoint.network()
-    held = split(data.train_labels, held_out)[1]
-    logits = logits_of(network, checkpoint, data.train_pictures[held], "validation", report)
     temperature, limits = 1.0, None
     if held_out:
+        held = split(data.train_labels, held_out)[1]
+        logits = logits_of(network, checkpoint, data.train_pictures[held], "validation", report)
         temperature = fit_temperature(logits, data.train_labels[held])
         tops = (logits / temperature).softmax(1).amax(1)
         limits = [(-logits.logsumexp(1)).quantile(0.95).item(), tops.quantile(0.05).item()]
@@ -66,7 +63,7 @@ def evaluate(checkpoint: Checkpoint, data: Dataset, held_out: int, report: Repor
                 "label": data.classes[int(labels[index])],
                 "answer": data.classes[int(answers[index])],
                 "score": top[index].item(),
-                "png": _png(data.test_pictures[index]),
+                "png": base64.b64encode(bytes(encode_png(data.test_pictures[index]).numpy())).decode(),
             }
             for index in worst
         ],
@@ -75,12 +72,12 @@ def evaluate(checkpoint: Checkpoint, data: Dataset, held_out: int, report: Repor
 
 def logits_of(network: Network, checkpoint: Checkpoint, pictures: Tensor, what: str, report: Report) -> Tensor:
     """Return the logits `N,classes` of uint8 `N,3,32,32`."""
-    parts = []
-    for part in batches(len(pictures), 250):
+    found = []
+    for i, part in enumerate(parts := pictures.split(250)):
         with torch.inference_mode():
-            parts.append(network(normalise(pictures[part], checkpoint.mean, checkpoint.std)))
-        report(f"evaluating on the {what} pictures", part.stop / len(pictures))
-    return torch.cat(parts) if parts else torch.empty(0)
+            found.append(network(normalise(part, checkpoint.mean, checkpoint.std)))
+        report(f"evaluating on the {what} pictures", (i + 1) / len(parts))
+    return torch.cat(found)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -103,9 +100,3 @@ def calibration_error(scores: Tensor, labels: Tensor) -> float:
 
 def _share(right: Tensor) -> float:
     return int(right.sum()) / len(right)
-
-
-def _png(pixels: Tensor) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()

@@ -81,14 +81,7 @@ def _work(folder: str, where: Settings, seconds: int) -> Iterator[Event]:
     end = time.monotonic() + seconds - MARGIN_SECONDS
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     run = Run(Path(folder))
-    pictures = data.load(
-        run.config.dataset,
-        folder=where.data,
-        cache=where.cache,
-        hub=where.hub,
-        toronto=where.toronto,
-        report=lambda text, share: None,
-    )
+    pictures = data.load(run.config.dataset, where, lambda text, share: None)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     yield from runs.drive(run, pictures, device, lambda: run.is_stop_asked() or time.monotonic() > end)
 

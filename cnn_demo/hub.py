@@ -23,12 +23,12 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from . import card, runs
 from .checkpoints import CHECKPOINT_BYTES, EVALUATION, PREFIX, read_checkpoint
 from .config import MODELS
+from .data import Report
 from .errors import CheckpointError, HubError, InputError
 from .runs import Run
 
 Token = str | bool  # a token, or False: never True or None, which mean this machine's login
 Operations = list[CommitOperationAdd | CommitOperationDelete]
-Report = Callable[[str, float], None]
 Result = TypeVar("Result")
 
 TAG = "cnn-demo"
@@ -152,19 +152,14 @@ def pull(root: Path, hub: str, text: str, token: Token, owner: str = "") -> Run:
         if not 0 < (sizes[name] or 0) <= limit:
             raise CheckpointError(f"{name} of {repo} has {sizes[name]} bytes; {limit:,} are allowed. Nothing was read.")
     with tempfile.TemporaryDirectory() as folder:
-        paths = {}
         for name in (card.WEIGHTS, *TEXT_BYTES):
-            paths[name] = _asked(
-                partial(api.hf_hub_download, repo, name, revision=info.sha, local_dir=folder, token=token),
-                f"fetching {name} of {repo}",
-                TRANSFER_SECONDS,
-            )
-            if Path(paths[name]).stat().st_size != sizes[name]:
-                raise CheckpointError(f"{name} of {repo} is not as large as the Hub says. Nothing was kept.")
+            fetch = partial(api.hf_hub_download, repo, name, revision=info.sha, local_dir=folder, token=token)
+            _asked(fetch, f"fetching {name} of {repo}", TRANSFER_SECONDS)
+        weights = Path(folder) / card.WEIGHTS
         try:
-            checkpoint = read_checkpoint(Path(paths[card.WEIGHTS]), f"{PREFIX}{repo}")
+            checkpoint = read_checkpoint(weights, f"{PREFIX}{repo}")
         except CheckpointError as error:
-            raise CheckpointError(str(error).replace(paths[card.WEIGHTS], f"{card.WEIGHTS} of {repo}")) from error
+            raise CheckpointError(str(error).replace(str(weights), f"{card.WEIGHTS} of {repo}")) from error
         return runs.adopt(root, Path(folder), checkpoint, repo, revision, str(info.sha), owner)
 
 

@@ -158,6 +158,20 @@ class Run:
             return replace(history, state="interrupted")
         return history
 
+    def summary(self) -> dict[str, Any]:
+        """Return the run in a line of JSON-ready values; its network is "damaged" where config.json is."""
+        history, row = self.history(), {"model": "damaged", "dataset": "damaged"}
+        with contextlib.suppress(RunError):
+            row = {"model": self.config.model, "dataset": self.config.dataset}
+        latest, best, end = history.latest, history.best, history.finished
+        return {
+            **row,
+            "state": history.state,
+            "step": latest.step if latest else 0,
+            "validation_accuracy": best.validation_accuracy if best else None,
+            "test_accuracy": end.test_accuracy if end else None,
+        }
+
     def append(self, event: Event) -> Event:
         """Write an event to the log and return it with its `seq`. All but progress is synced to the disk."""
         event = replace(event, seq=self._next_seq)

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Iterator
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +22,11 @@ from .checkpoints import NAME
 from .config import RunConfig
 from .data import Dataset
 from .errors import CheckpointError, CnnDemoError, ConfigError, RunError
-from .events import Event, Progress, RunFinished
+from .events import Progress, RunFinished
 from .history import History, course_log, thin
 from .runs import Run
 from .settings import Settings
-from .training import device_name, keep_freed_memory
+from .training import Stopped, device_name, keep_freed_memory
 
 POINTS = 400  # of a curve, sent at once
 SPACE_EPOCHS, SPACE_SECONDS = 50, 3600  # of a run where the queue is shared with strangers
@@ -47,10 +46,6 @@ class Job:
     stop: threading.Event = field(default_factory=threading.Event)
     note: str = ""
     share: float = 0.0
-
-
-class Stopped(Exception):
-    """Raised to break off the preparation of a run that was told to stop."""
 
 
 class Service:
@@ -216,8 +211,10 @@ class Service:
         for run in runs.listing(self.root):
             if run.owner and not run.belongs_to(owner):
                 continue
-            if summary := self._summary(run):
-                found.append({**summary, "mine": bool(run.owner), "state": states.get(run.id, summary["state"])})
+            summary = self._summary(run)
+            if summary["model"] != "damaged":
+                state = states.get(run.id, summary["state"])
+                found.append({"run": run.id, **summary, "mine": bool(run.owner), "state": state})
         return found
 
     def _summary(self, run: Run) -> dict[str, Any]:
@@ -225,20 +222,7 @@ class Service:
         key = (run.log_bytes(), run.is_held())
         known = self._summaries.get(run.folder)
         if known is None or known[0] != key:
-            try:
-                config, history = run.config, run.history()
-            except RunError:  # damaged
-                return {}
-            end = history.finished
-            line = {
-                "run": run.id,
-                "model": config.model,
-                "dataset": config.dataset,
-                "state": history.state,
-                "validation_accuracy": history.best.validation_accuracy if history.best else None,
-                "test_accuracy": end.test_accuracy if end else None,
-            }
-            known = self._summaries[run.folder] = (key, line)
+            known = self._summaries[run.folder] = (key, run.summary())
         return known[1]
 
     def wait_seconds(self, job: Job) -> float | None:
@@ -344,7 +328,12 @@ class Service:
         else:
             steps = runs.drive(job.run, pictures, device, job.stop.is_set)
         try:
-            self._follow(job, steps)
+            for event in steps:
+                if isinstance(event, RunFinished):
+                    continue  # told from the log, as soon as the run is let go
+                job.history = job.history.fold(event)
+                if isinstance(event, Progress) and event.images_per_second:
+                    self._rates[job.run.config.model] = event.images_per_second
         except CnnDemoError as error:
             if gpu.is_zero():  # the call may have ended with nobody left to log it, or before it began
                 history = job.run.history()
@@ -352,25 +341,15 @@ class Service:
                     job.run.end("failed", str(error))
             raise
 
-    def _follow(self, job: Job, steps: Iterator[Event]) -> None:
-        for event in steps:
-            if isinstance(event, RunFinished):
-                continue  # told from the log, as soon as the run is let go
-            job.history = job.history.fold(event)
-            if isinstance(event, Progress) and event.images_per_second:
-                self._rates[job.run.config.model] = event.images_per_second
-
     def _load(self, name: str, report: data.Report) -> Dataset:
         """Return a data set, read once per process. Raises what `data.load` raises."""
-        where, lock = self._settings, self._data_locks[name]
+        lock = self._data_locks[name]
         while not lock.acquire(timeout=0.2):
             report(*self._loading)
         try:
             if name not in self._data:
                 report("reading the pictures" if name == "cifar10" else "drawing the pictures", 0.0)
-                self._data[name] = data.load(
-                    name, folder=where.data, cache=where.cache, hub=where.hub, toronto=where.toronto, report=report
-                )
+                self._data[name] = data.load(name, self._settings, report)
             if name == "cifar10":
                 self.problem = ""
             return self._data[name]

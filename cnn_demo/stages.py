@@ -7,6 +7,7 @@ torch.utils.flop_counter); biases, BN, ReLU and pooling do not.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -42,8 +43,10 @@ class StageSize:
 def measure(model: str, input_size: int = 32, classes: int = 10) -> list[StageSize]:
     """Return the stages of a network for pictures of `3,input_size,input_size`.
 
-    Raises InputError where the picture is too small to reach the last stage, or over 1024 px.
+    Raises InputError where there is no such network, or the picture is too small for its last stage or over 1024 px.
     """
+    if model not in BUILDERS:
+        raise InputError(f"There is no network {model!r}; choose {', '.join(BUILDERS)}.")
     smallest = 32 if model == "vgg16" else 1
     if not smallest <= input_size <= 1024:
         raise InputError(f"--input-size {input_size} is not allowed for {model}; give {smallest} to 1024 pixels.")
@@ -91,14 +94,18 @@ def measure(model: str, input_size: int = 32, classes: int = 10) -> list[StageSi
     return sizes
 
 
-def to_dict(model: str, input_size: int, sizes: list[StageSize]) -> dict[str, Any]:
-    """Return the table as JSON-ready values, with totals that are the sums."""
+def to_dict(model: str, input_size: int, explained: bool = False) -> dict[str, Any]:
+    """Return the table as JSON-ready values, with totals that are the sums. Raises what `measure` raises."""
+    sizes = measure(model, input_size)
+    rows = [dataclasses.asdict(size) for size in sizes]
+    for index, row in enumerate(rows if explained else []):
+        row["explanation"] = explain(model, sizes, index, input_size)
     return {
         "model": model,
         "input": [3, input_size, input_size],
         "parameters": sum(size.parameters for size in sizes),
         "macs": sum(size.macs for size in sizes),
-        "stages": [{key: getattr(size, key) for key in StageSize.__slots__} for size in sizes],
+        "stages": rows,
     }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import optimizers
 from .config import RunConfig
-from .data import Dataset, batches, normalise, split
+from .data import Dataset, normalise, split
 from .distributed import Group
 from .errors import ConfigError
 from .events import EpochDone, Event, Progress, RunFinished, RunStarted
@@ -483,13 +483,13 @@ class Loop:
         energies, tops = [], []
         self.network.eval()
         try:
-            for part in batches(len(index), EVALUATION_BATCH):
-                logits, wanted = self.evaluate_batch(pictures, index[part]), labels[index[part]]
+            for part in index.split(EVALUATION_BATCH):
+                logits, wanted = self.evaluate_batch(pictures, part), labels[part]
                 loss += F.cross_entropy(logits, wanted, reduction="sum").item()
                 correct += int((logits.argmax(1) == wanted).sum())
                 energies.append(-logits.logsumexp(1))
                 tops.append(logits.softmax(1).amax(1))
-                done = part.stop
+                done += len(part)
                 if self.seconds() + EVALUATION_BATCH * self.evaluation_seconds >= deadline:
                     break
                 if self.seconds() - self.told >= PROGRESS_SECONDS:

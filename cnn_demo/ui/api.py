@@ -13,10 +13,10 @@ from gradio.events import api
 
 from .. import config as configs
 from .. import inference
+from .. import stages as sizes
 from ..errors import CnnDemoError
 from ..inference import Classifier
 from ..service import Service
-from . import stages as stages_tab
 from .classify import as_file
 
 
@@ -98,11 +98,7 @@ def build(service: Service, classifier: Classifier) -> None:
             model, input [C,H,W], parameters, macs (FLOPs = 2 x MACs) and a row for each stage.
         """
         with sentences():
-            if model not in configs.MODELS:
-                raise gr.Error(
-                    f"There is no network {model!r}; choose {', '.join(configs.MODELS)}.", print_exception=False
-                )
-            return stages_tab.table(model, input_size)
+            return sizes.to_dict(model, input_size, explained=True)
 
     for function in (start_run, run_status, stop_run, stages):
         api(function, queue=False)

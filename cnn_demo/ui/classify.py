@@ -17,6 +17,7 @@ from ..inference import INPUT_PX, Answer, Classifier, percent
 from ..runs import Run
 from ..service import Service
 from . import hub
+from .hub import AT_ONCE, OWNER_FIRST, PRIVATE
 
 EXAMPLES = Path(__file__).parent / "examples"
 EMPTY = """<div class='empty'><strong>Show it a picture</strong><p>Drop one on the left, paste it, use the camera, or
@@ -53,7 +54,6 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
                 worth = gr.HTML(apply_default_css=False, elem_id="worth")
     as_file(picture)
     owner = gr.Textbox(visible=False)
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
     def show(file: str | None, one: str | None, two: str | None) -> str:
         """Return the answers to a picture."""
@@ -73,10 +73,8 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
 
     def offer(secret: str, one: str | None, two: str | None) -> list[Any]:
         """Return the checkpoints that this visitor may choose."""
-        choices = usable(service, secret)
+        choices = usable(service, secret, one)
         names = [name for _, name in choices]
-        if one and one not in names and (service.root / one / "model.safetensors").is_file():  # watched by link
-            choices, names = [*choices, (one, one)], [*names, one]
         kept = one if one in names else next(iter(names), None)
         return [
             gr.update(choices=choices, value=kept),
@@ -85,14 +83,11 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
 
     def choose(secret: str, name: str) -> Any:
         """Classify with a checkpoint that was just opened."""
-        return gr.update(choices=usable(service, secret), value=name)
+        return gr.update(choices=usable(service, secret, name), value=name)
 
     def use(secret: str, event: gr.EventData) -> list[Any]:
         """Go to this tab and classify with a run."""
-        choices = usable(service, secret)
-        if event.run not in [name for _, name in choices]:  # someone else's, watched by link
-            choices = [*choices, (event.run, event.run)]
-        return [gr.update(selected="classify"), gr.update(choices=choices, value=event.run)]
+        return [gr.update(selected="classify"), choose(secret, event.run)]
 
     gr.on(
         [picture.change, first.change, second.change],
@@ -102,16 +97,13 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
         concurrency_limit=4,  # a large photo takes much memory for a moment
         concurrency_id="classify",
         trigger_mode="always_last",
-        **private,
+        **PRIVATE,
     )
-    first.change(lambda name: describe(service.root, name), first, worth, queue=False, **private)
-    examples.click(lambda sample: sample[0], examples, picture, queue=False, **private)
-    with_owner = "(...values) => [cnnDemo.owner(), ...values.slice(1)]"
-    gr.on(
-        [page.load, tabs.select], offer, [owner, first, second], [first, second], js=with_owner, queue=False, **private
-    )
-    opened.change(choose, [owner, opened], first, js=with_owner, queue=False, **private)
-    view.use(use, owner, [tabs, first], js="() => [cnnDemo.owner()]", queue=False, **private)
+    first.change(lambda name: describe(service.root, name), first, worth, **AT_ONCE)
+    examples.click(lambda sample: sample[0], examples, picture, **AT_ONCE)
+    gr.on([page.load, tabs.select], offer, [owner, first, second], [first, second], js=OWNER_FIRST, **AT_ONCE)
+    opened.change(choose, [owner, opened], first, js=OWNER_FIRST, **AT_ONCE)
+    view.use(use, owner, [tabs, first], js="() => [cnnDemo.owner()]", **AT_ONCE)
 
 
 def as_file(picture: gr.Image) -> None:
@@ -124,8 +116,11 @@ def as_file(picture: gr.Image) -> None:
     picture.preprocess = preprocess  # type: ignore[method-assign]
 
 
-def usable(service: Service, owner: str) -> list[tuple[str, str]]:
-    """Return (text, name) of the checkpoints that `owner` may choose, the shipped ones first."""
+def usable(service: Service, owner: str, also: str | None) -> list[tuple[str, str]]:
+    """Return (text, name) of the checkpoints that `owner` may choose, the shipped ones first, and of `also`.
+
+    That may be someone else's, watched by link.
+    """
     lines = {line["run"]: line for line in service.listing(owner)}
     found = []
     for name in checkpoints.checkpoint_names(service.root):
@@ -133,7 +128,8 @@ def usable(service: Service, owner: str) -> list[tuple[str, str]]:
             accuracy = line["test_accuracy"] or line["validation_accuracy"]
             text = f"{name} · {line['dataset']}" + (f" · {percent(accuracy)}" if accuracy else f" · {line['state']}")
             found.append((text, name))
-    return found
+    known = not also or also in lines or not (service.root / also / "model.safetensors").is_file()
+    return found if known else [*found, (str(also), str(also))]
 
 
 def describe(root: Path, name: str | None) -> str:

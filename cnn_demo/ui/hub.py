@@ -13,12 +13,14 @@ from typing import Any
 import gradio as gr
 
 from .. import card, hub
+from ..data import Report
 from ..errors import CnnDemoError
 from ..service import Service
 
 OWNER_FIRST = "(...values) => [cnnDemo.owner(), ...values.slice(1)]"
-# A transfer may take minutes, and a class saves at the same time.
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+AT_ONCE = PRIVATE | {"queue": False}
+TRANSFER = PRIVATE | {"concurrency_limit": 8}  # it may take minutes, and a class saves at the same time
 TERMINAL = """<p>Nobody can sign in to the Hub here: this page runs outside of a Space. From a terminal on its machine,
 after <code>hf auth login</code>:</p><code class='command'>python -m cnn_demo push {run} YOU/NAME</code>"""
 
@@ -54,7 +56,7 @@ def build_save(service: Service, view: gr.HTML) -> None:
             return
         target = f"{profile.username}/{repo.strip()}"
 
-        def work(report: hub.Report) -> str:
+        def work(report: Report) -> str:
             return hub.push(service.exportable(chosen, secret), service.hub, target, token.token, hidden, report)
 
         for item in working(work):
@@ -75,10 +77,10 @@ def build_save(service: Service, view: gr.HTML) -> None:
             return [failed(str(error)), gr.update(visible=False)]
         return ["", gr.update(value=str(path), visible=True)]
 
-    shown = view.save(show, owner, [box, run, title, name, told, file], queue=False, **PRIVATE)
+    shown = view.save(show, owner, [box, run, title, name, told, file], **AT_ONCE)
     shown.then(None, js="() => document.getElementById('save').scrollIntoView({ behavior: 'smooth', block: 'center' })")
-    push.click(save, [owner, run, name, private], told, js=OWNER_FIRST, **PRIVATE)
-    pack.click(download, [owner, run], [told, file], js=OWNER_FIRST, **(PRIVATE | {"show_progress": "minimal"}))
+    push.click(save, [owner, run, name, private], told, js=OWNER_FIRST, **TRANSFER)
+    pack.click(download, [owner, run], [told, file], js=OWNER_FIRST, **(TRANSFER | {"show_progress": "minimal"}))
 
 
 def build_open(service: Service, page: gr.Blocks) -> gr.Textbox:
@@ -120,9 +122,9 @@ def build_open(service: Service, page: gr.Blocks) -> gr.Textbox:
         except CnnDemoError:
             return gr.skip()
 
-    fetch.click(pull, [owner, repo], [told, opened], js=OWNER_FIRST, **PRIVATE)
+    fetch.click(pull, [owner, repo], [told, opened], js=OWNER_FIRST, **TRANSFER)
     if service.sign_in:
-        page.load(own, None, repo, **PRIVATE)
+        page.load(own, None, repo, **TRANSFER)
     return opened
 
 
@@ -131,7 +133,7 @@ def failed(sentence: str) -> str:
     return f"<p class='wrong' role='alert'>{escape(sentence)}</p>"
 
 
-def working(work: Callable[[hub.Report], str]) -> Iterator[tuple[str, float] | CnnDemoError | str]:
+def working(work: Callable[[Report], str]) -> Iterator[tuple[str, float] | CnnDemoError | str]:
     """Yield what `work` reports while it goes on in a thread of its own, then its result or error.
 
     A closed page leaves it to its end: half an upload would have to be made again.

@@ -8,6 +8,7 @@ import gradio as gr
 
 from .. import stages
 from ..config import MODELS
+from .hub import AT_ONCE
 from .train import TITLES
 
 NONE = "none"
@@ -32,27 +33,10 @@ def build() -> None:
         apply_default_css=False,
         elem_id="stages",
     )
-    gr.on(
-        [first.change, second.change, size.change],
-        tables,
-        [first, second, size],
-        view,
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    gr.on([first.change, second.change, size.change], tables, [first, second, size], view, **AT_ONCE)
 
 
 def tables(first: str, second: str, input_size: int) -> dict[str, Any]:
     """Return the tables of one or two networks, with the sentences that explain each stage."""
     names = [first] if second in (NONE, first) else [first, second]
-    return {"networks": [{"title": TITLES[name], **table(name, input_size)} for name in names]}
-
-
-def table(model: str, input_size: int) -> dict[str, Any]:
-    """Return one network's table as JSON-ready values. Raises InputError where the picture's size is not allowed."""
-    sizes = stages.measure(model, input_size)
-    found = stages.to_dict(model, input_size, sizes)
-    for index, stage in enumerate(found["stages"]):
-        stage["explanation"] = stages.explain(model, sizes, index, input_size)
-    return found
+    return {"networks": [{"title": TITLES[name], **stages.to_dict(name, input_size, explained=True)} for name in names]}

@@ -18,14 +18,13 @@ from ..config import LEARNING_RATES, MODELS, RunConfig
 from ..errors import CnnDemoError, ConfigError
 from ..service import Service
 from . import hub, live_chart
+from .hub import AT_ONCE, OWNER_FIRST
 
 FIELDS = dataclasses.fields(RunConfig)
 NAMES = [field.name for field in FIELDS]
 TITLES = {"vgg16": "VGG16", "resnet50": "ResNet50, course layout", "resnet50_full": "ResNet50, all four stages"}
 PRESETS = {"quick": "Quick: 60 seconds", "best": "Best: 20 epochs", "course": "Course: 500 steps more"}
 NOTHING = "nothing: random weights"
-# The browser puts its owner's secret into the last input.
-WITH_OWNER = "(...values) => [...values.slice(0, -1), cnnDemo.owner()]"
 
 
 def build(service: Service, page: gr.Blocks) -> gr.HTML:
@@ -54,12 +53,11 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
             hub.build_save(service, view)
     owner, memory = gr.Textbox(visible=False), gr.Textbox("{}", visible=False)
     inputs = [controls[name] for name in NAMES]
-    private: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
-    def begin(*values: Any) -> dict[str, Any]:
+    def begin(owner: str, *values: Any) -> dict[str, Any]:
         """Start a run and return what the view shows from now on."""
         try:
-            run = service.submit(read_form(values[:-1]), values[-1])
+            run = service.submit(read_form(values), owner)
         except CnnDemoError as error:
             return {"refused": f"Not started. {error}", "at": time.time()}  # a value that is the same would not be told
         return {"run": run, "started": True}
@@ -75,7 +73,7 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
         updates[-1] = gr.update(value=values[-1], choices=[(NOTHING, ""), *names])
         return [shown, show_command(values), *updates]
 
-    start.click(begin, [*inputs, owner], view, js=WITH_OWNER, concurrency_limit=None, api_visibility="private")
+    start.click(begin, [owner, *inputs], view, js=OWNER_FIRST, concurrency_limit=None, api_visibility="private")
     # Only what a person does is told (input, not change): form and command come together from all else.
     adjust = {
         "epochs": (lambda: None, None, controls["seconds"]),
@@ -83,13 +81,13 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
         "optimizer": (LEARNING_RATES.get, controls["optimizer"], controls["learning_rate"]),
     }
     describe = (lambda *values: show_command(values), inputs, command)
-    gr.on([controls[name].input for name in NAMES if name not in adjust], *describe, **private)
+    gr.on([controls[name].input for name in NAMES if name not in adjust], *describe, **AT_ONCE)
     for name, change in adjust.items():
-        controls[name].input(*change, **private).then(*describe, **private)
+        controls[name].input(*change, **AT_ONCE).then(*describe, **AT_ONCE)
     for name, button in presets.items():
-        button.click(partial(apply_preset, name), inputs[:2], [command, *inputs[1:]], **private)
-    view.busy(set_start, None, start, **private)
-    page.load(restore, memory, [view, command, *inputs], js="() => [cnnDemo.memory()]", **private)
+        button.click(partial(apply_preset, name), inputs[:2], [command, *inputs[1:]], **AT_ONCE)
+    view.busy(set_start, None, start, **AT_ONCE)
+    page.load(restore, memory, [view, command, *inputs], js="() => [cnnDemo.memory()]", **AT_ONCE)
     return view
 
 

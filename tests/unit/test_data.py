@@ -19,6 +19,7 @@ from PIL import Image
 
 from cnn_demo import data
 from cnn_demo.errors import DataError, DiskError, DownloadError
+from cnn_demo.settings import Settings
 from tests.hub_server import hub_server
 
 PER_BATCH = 20
@@ -228,7 +229,11 @@ def both_sources(server: Server, tmp_path: Path, batches: dict, monkeypatch: pyt
 
 
 def load(server: Server, cache: Path) -> data.Dataset:
-    return data.load("cifar10", folder=None, cache=cache, hub=server.address, toronto=server.address, report=quiet)
+    return load_from(server.address, server.address, cache)
+
+
+def load_from(hub: str, toronto: str, cache: Path) -> data.Dataset:
+    return data.load("cifar10", Settings(checkpoints=cache, data=None, cache=cache, hub=hub, toronto=toronto), quiet)
 
 
 def test_the_hub_is_asked_first_then_toronto(both_sources: Server, tmp_path: Path) -> None:
@@ -251,9 +256,7 @@ def test_the_hub_serves_it_as_it_does_its_large_files(
         newest = hub.add_repo("uoft-cs/cifar10", files, kind="datasets")
         hub.repos["datasets", "uoft-cs/cifar10"].tags[revision] = newest
         monkeypatch.setenv("HF_TOKEN", "ada-token")
-        found = data.load(
-            "cifar10", folder=None, cache=tmp_path / "a", hub=hub.url, toronto="http://127.0.0.1:9", report=quiet
-        )
+        found = load_from(hub.url, "http://127.0.0.1:9", tmp_path / "a")
         assert same(found, load(both_sources, tmp_path / "b"))
         assert {request["token"] for request in hub.requests} == {None}
         assert sum("/cdn/" in request["path"] for request in hub.requests) == 2
@@ -310,9 +313,7 @@ def test_without_any_source_the_sentence_says_what_to_do(server: Server, tmp_pat
         load(server, tmp_path / "cache")
     assert "--data" in str(caught.value) and "--dataset shapes" in str(caught.value)
     with pytest.raises(DownloadError, match="could not be reached"):
-        data.load(
-            "cifar10", folder=None, cache=tmp_path, hub="http://127.0.0.1:9", toronto="http://127.0.0.1:9", report=quiet
-        )
+        load_from("http://127.0.0.1:9", "http://127.0.0.1:9", tmp_path)
 
 
 def test_a_cache_that_cannot_be_made_is_named(server: Server, tmp_path: Path) -> None:

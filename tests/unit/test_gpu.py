@@ -35,7 +35,7 @@ spaces.zero.torch.init = spaces.zero.torch.move = lambda *_, **__: None  # what 
 shapes = data.draw_shapes()
 parts = {name: getattr(shapes, name)[:600 if "train" in name else 100] for name in data.TENSORS}
 shapes = replace(shapes, **parts)
-data.load = lambda name, **_: shapes
+data.load = lambda *_: shapes
 service = Service(settings.read())
 
 def as_visitor(act, *arguments):

@@ -196,7 +196,7 @@ def test_a_killed_program_leaves_runs_that_can_be_continued(service: Service, tm
 
 
 def test_without_pictures_a_run_fails_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: object, **__: object) -> Dataset:
+    def load(*_: object) -> Dataset:
         raise DownloadError("CIFAR-10 could not be downloaded. The cable is cut.")
 
     monkeypatch.setattr("cnn_demo.data.load", load)
@@ -209,7 +209,7 @@ def test_without_pictures_a_run_fails_with_the_reason(tmp_path: Path, monkeypatc
 
 
 def test_a_run_can_be_stopped_while_its_pictures_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: object, report: Any, **__: object) -> Dataset:
+    def load(name: str, where: Settings, report: Any) -> Dataset:
         while True:
             report("downloading CIFAR-10", 0.4)
             time.sleep(0.01)
@@ -287,7 +287,7 @@ def test_neither_stop_nor_shapes_wait_for_a_download(
 ) -> None:
     ended = threading.Event()
 
-    def load(name: str, *, report: Any, **_: object) -> Dataset:
+    def load(name: str, where: Settings, report: Any) -> Dataset:
         if name == "shapes":
             return tiny
         report("downloading CIFAR-10", 0.4)
