@@ -138,7 +138,13 @@ def train(arguments: argparse.Namespace, where: settings.Settings) -> int:
     if arguments.on:
         return launch_job(config, arguments, where)
     if config.start_from:
-        config = dataclasses.replace(config, start_from=local_name(config.start_from, where))
+        from .checkpoints import find_checkpoint
+
+        start = local_name(config.start_from, where)
+        config = dataclasses.replace(config, start_from=start)
+        held_out = find_checkpoint(where.checkpoints, start).held_out
+        if held_out is not None and "validation_pictures" not in changes:  # of what it has learned, none
+            config = dataclasses.replace(config, validation_pictures=min(held_out, config.validation_pictures))
     data = load_data(config.dataset, arguments, where, required="dataset" in changes or config.start_from is not None)
     if data.name != config.dataset:
         config = dataclasses.replace(config, dataset=data.name)

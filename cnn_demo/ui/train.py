@@ -73,12 +73,20 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
         updates[-1] = gr.update(value=values[-1], choices=[(NOTHING, ""), *names])
         return [shown, show_command(values), *updates]
 
+    def held_out(name: str) -> Any:
+        """Return the pictures that a checkpoint never learned: a run from it may validate on these."""
+        try:
+            return runs.find(service.root, name).config.validation_pictures
+        except CnnDemoError:
+            return gr.skip()
+
     start.click(begin, [owner, *inputs], view, js=OWNER_FIRST, concurrency_limit=None, api_visibility="private")
     # Only what a person does is told (input, not change): form and command come together from all else.
     adjust = {
         "epochs": (lambda: None, None, controls["seconds"]),
         "seconds": (lambda: None, None, controls["epochs"]),
         "optimizer": (LEARNING_RATES.get, controls["optimizer"], controls["learning_rate"]),
+        "start_from": (held_out, controls["start_from"], controls["validation_pictures"]),
     }
     describe = (lambda *values: show_command(values), inputs, command)
     gr.on([controls[name].input for name in NAMES if name not in adjust], *describe, **AT_ONCE)
