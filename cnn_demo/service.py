@@ -409,7 +409,7 @@ def describe(history: History, config: RunConfig) -> str:
         text += f" · {latest.images_per_second:,.0f} images/s"
     if history.started is not None:
         text += f" · on {history.started.device}"
-    if latest.seconds_left is not None:
+    if latest.seconds_left is not None and (not gpu.is_zero() or latest.seconds_left < gpu.call_seconds(config)):
         text += f" · {about(latest.seconds_left)} left"
     return text
 

@@ -141,3 +141,13 @@ def test_a_run_can_be_started_and_a_stage_opened_by_keyboard(visit: Visit) -> No
     page.keyboard.press("Enter")
     expect(page.locator(".explanation").first).to_be_visible()
     assert page.evaluate("() => document.activeElement.dataset.stage") == "vgg16 row stage1"
+
+
+def test_a_run_from_a_checkpoint_validates_on_what_that_one_never_learned(visit: Callable[..., Page]) -> None:
+    page = visit("?model=resnet50&dataset=shapes")
+    page.get_by_role("button", name="Recipe: every setting").click()
+    expect(page.get_by_label("validation pictures")).to_have_value("5000")
+    page.get_by_label("start from").click()
+    page.get_by_role("option", name="resnet50").click()
+    expect(page.get_by_label("validation pictures")).to_have_value("20")
+    expect(page.locator("#command")).to_contain_text("--validation-pictures 20 --start-from resnet50")
