@@ -42,6 +42,7 @@ BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 PICTURES_PER_BATCH = 10_000
 CIFAR10_PICTURES = (50_000, 10_000)  # training, test
 PICTURE_BYTES = 3 * 32 * 32
+CACHED = "cifar10.safetensors"
 
 HUB_PATH = "datasets/uoft-cs/cifar10/resolve/0b2714987fa478483af9968de7c934580d0bb9a2/plain_text"
 HUB_FILES = {
@@ -106,37 +107,40 @@ def load(name: str, where: Settings, report: Report) -> Dataset:
     if where.data is not None:
         return read_folder(where.data, report)
     cache = where.cache
-    cached = cache / "cifar10.safetensors"
-    if cached.is_file():
-        with suppress(SafetensorError, OSError, KeyError, ValueError, TypeError):
-            tensors = load_file(cached)
-            if (len(tensors["train_pictures"]), len(tensors["test_pictures"])) == CIFAR10_PICTURES:
-                return _dataset("cifar10", str(cached), *(tensors[name] for name in TENSORS))
-    pictures = fetch(cache, where.hub, where.toronto, report)
-    part = cached.with_suffix(f".{os.getpid()}.part")
-    try:
-        save_file({name: getattr(pictures, name) for name in TENSORS}, part)
-        os.replace(part, cached)
-        for name in (*HUB_FILES, TORONTO_FILE):
-            (cache / name).unlink(missing_ok=True)
-    except (OSError, SafetensorError):  # a full disk costs the next start time, nothing else
-        part.unlink(missing_ok=True)
-    return pictures
-
-
-def fetch(cache: Path, hub: str, toronto: str, report: Report) -> Dataset:
-    """Download CIFAR-10 from the Hub or, where that fails, from Toronto, into `cache`, and read it."""
+    if (found := read_cache(cache)) is not None:
+        return found
     try:
         cache.mkdir(parents=True, exist_ok=True)
         lock = (cache / "lock").open("w")
     except OSError as error:
         raise DiskError(f"The cache folder {cache} cannot be used ({error.strerror}); set CNN_DEMO_CACHE.") from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, and then finds the files
-        return _fetch(cache, hub, toronto, report)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (found := read_cache(cache)) is not None:  # by another process, for which this one has waited
+            return found
+        found = fetch(cache, where.hub, where.toronto, report)
+        part = cache / "cifar10.part"
+        try:
+            save_file({name: getattr(found, name) for name in TENSORS}, part)
+            os.replace(part, cache / CACHED)
+            for name in (*HUB_FILES, TORONTO_FILE):
+                (cache / name).unlink(missing_ok=True)
+        except (OSError, SafetensorError):  # a full disk costs the next start time, nothing else
+            part.unlink(missing_ok=True)
+        return found
 
 
-def _fetch(cache: Path, hub: str, toronto: str, report: Report) -> Dataset:
+def read_cache(cache: Path) -> Dataset | None:
+    """Return CIFAR-10 as an earlier start has kept it; None where it has not, or not whole."""
+    with suppress(SafetensorError, OSError, KeyError, ValueError, TypeError):
+        tensors = load_file(cache / CACHED)
+        if (len(tensors["train_pictures"]), len(tensors["test_pictures"])) == CIFAR10_PICTURES:
+            return _dataset("cifar10", str(cache / CACHED), *(tensors[name] for name in TENSORS))
+    return None
+
+
+def fetch(cache: Path, hub: str, toronto: str, report: Report) -> Dataset:
+    """Download CIFAR-10 from the Hub or, where that fails, from Toronto, into `cache`, and read it."""
     try:
         for file, checksum in HUB_FILES.items():
             download(f"{hub}/{HUB_PATH}/{file}", cache / file, checksum, report)

@@ -8,6 +8,7 @@ import pickle
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,14 @@ def load(server: Server, cache: Path) -> data.Dataset:
 
 def load_from(hub: str, toronto: str, cache: Path) -> data.Dataset:
     return data.load("cifar10", Settings(checkpoints=cache, data=None, cache=cache, hub=hub, toronto=toronto), quiet)
+
+
+def test_several_processes_bring_it_once(both_sources: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "CIFAR10_PICTURES", (100, 20))
+    with ThreadPoolExecutor(4) as pool:  # their locks are as strange to each other as those of processes
+        found = list(pool.map(lambda _: load(both_sources, tmp_path / "cache"), range(4)))
+    assert all(same(found[0], other) for other in found)
+    assert len(both_sources.requests) == len(data.HUB_FILES)
 
 
 def test_the_hub_is_asked_first_then_toronto(both_sources: Server, tmp_path: Path) -> None:
