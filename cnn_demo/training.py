@@ -66,6 +66,7 @@ def train(
                 while True:
                     spent = loop.budget_spent()
                     if loop.step > loop.validated_step and (spent or loop.step % loop.steps_per_epoch == 0):
+                        yield from loop.tell_losses()
                         yield from loop.validate(spent)
                         yield loop.snapshot()
                     if spent:
@@ -74,15 +75,13 @@ def train(
                     if loop.seconds() - loop.told >= PROGRESS_SECONDS:
                         yield loop.progress("training")
                     if loop.seconds() - loop.saved >= SNAPSHOT_SECONDS:
+                        yield from loop.tell_losses()
                         yield loop.snapshot()
                 test = yield from loop.test()
-            if loop.untold:
-                yield loop.progress("testing")
             yield loop.finished("finished", "Finished: the budget is spent.", test)
         except Stopped:
+            yield from loop.tell_losses()
             yield loop.snapshot()
-            if loop.untold:
-                yield loop.progress("training")
             yield loop.finished("stopped", f"Stopped after step {loop.step}; it can be continued.")
     except Diverged:
         yield loop.finished(
@@ -365,6 +364,11 @@ class Loop:
             loss_high=max(values, default=None),
             logged=tuple((step, loss) for step, loss in enumerate(values, first) if step % LOG_EVERY == 0),
         )
+
+    def tell_losses(self) -> Iterator[Progress]:
+        """Yield the losses that nobody was told yet: before a snapshot, because a run goes on without them."""
+        if self.recent or self.untold:
+            yield self.progress("training")
 
     def snapshot(self) -> Snapshot:
         """Return the run as it is now."""

@@ -52,6 +52,20 @@ def run(
     return [i for i in found if isinstance(i, Event)], [i for i in found if isinstance(i, Snapshot)]
 
 
+def test_every_snapshot_has_told_its_losses(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed goes on at its last snapshot: what was not told before would be missing in the curve."""
+    monkeypatch.setattr(training, "SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "PROGRESS_SECONDS", 1e9)
+    network, told, snapshots = build("resnet50", 10, 0), 0, 0
+    for item in train(network, tiny, small(), device=torch.device("cpu"), stop=never):
+        if isinstance(item, Progress) and item.loss is not None:
+            told = item.step
+        if isinstance(item, Snapshot):
+            assert item.step == told
+            snapshots += 1
+    assert snapshots > 20
+
+
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
