@@ -19,7 +19,7 @@ from ..service import Service
 
 OWNER_FIRST = "(...values) => [cnnDemo.owner(), ...values.slice(1)]"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-AT_ONCE = PRIVATE | {"queue": False}
+AT_ONCE = PRIVATE | {"queue": False, "trigger_mode": "always_last"}  # by default what comes meanwhile is dropped
 TRANSFER = PRIVATE | {"concurrency_limit": 8}  # it may take minutes, and a class saves at the same time
 TERMINAL = """<p>Nobody can sign in to the Hub here: this page runs outside of a Space. From a terminal on its machine,
 after <code>hf auth login</code>:</p><code class='command'>python -m cnn_demo push {run} YOU/NAME</code>"""

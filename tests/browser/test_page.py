@@ -2,6 +2,7 @@
 
 import base64
 import io
+import time
 from collections.abc import Callable
 
 import pytest
@@ -143,7 +144,7 @@ def test_a_run_can_be_started_and_a_stage_opened_by_keyboard(visit: Visit) -> No
     assert page.evaluate("() => document.activeElement.dataset.stage") == "vgg16 row stage1"
 
 
-def test_a_run_from_a_checkpoint_validates_on_what_that_one_never_learned(visit: Callable[..., Page]) -> None:
+def test_a_run_from_a_checkpoint_validates_on_what_that_one_never_learned(visit: Visit) -> None:
     page = visit("?model=resnet50&dataset=shapes")
     page.get_by_role("button", name="Recipe: every setting").click()
     expect(page.get_by_label("validation pictures")).to_have_value("5000")
@@ -151,3 +152,12 @@ def test_a_run_from_a_checkpoint_validates_on_what_that_one_never_learned(visit:
     page.get_by_role("option", name="resnet50").click()
     expect(page.get_by_label("validation pictures")).to_have_value("20")
     expect(page.locator("#command")).to_contain_text("--validation-pictures 20 --start-from resnet50")
+
+
+def test_what_is_typed_fast_is_what_the_command_says(visit: Visit) -> None:
+    page = visit("?model=resnet50&dataset=shapes")
+    page.get_by_role("button", name="Recipe: every setting").click()
+    page.route("**/*", lambda route: (time.sleep(0.1), route.continue_()))  # a slow way to the server
+    page.get_by_label("batch size").fill("")
+    page.get_by_label("batch size").press_sequentially("128", delay=30)
+    expect(page.locator("#command")).to_contain_text("--batch-size 128")
