@@ -138,13 +138,11 @@ def train(arguments: argparse.Namespace, where: settings.Settings) -> int:
     if arguments.on:
         return launch_job(config, arguments, where)
     if config.start_from:
-        from .checkpoints import find_checkpoint
+        from .runs import hold_out
 
-        start = local_name(config.start_from, where)
-        config = dataclasses.replace(config, start_from=start)
-        held_out = find_checkpoint(where.checkpoints, start).held_out
-        if held_out is not None and "validation_pictures" not in changes:  # of what it has learned, none
-            config = dataclasses.replace(config, validation_pictures=min(held_out, config.validation_pictures))
+        config = dataclasses.replace(config, start_from=local_name(config.start_from, where))
+        if "validation_pictures" not in changes:
+            config = hold_out(where.checkpoints, config)
     data = load_data(config.dataset, arguments, where, required="dataset" in changes or config.start_from is not None)
     if data.name != config.dataset:
         config = dataclasses.replace(config, dataset=data.name)
@@ -332,8 +330,9 @@ def evaluate(arguments: argparse.Namespace, where: settings.Settings) -> int:
 
     run = run_folders.find(where.checkpoints, arguments.run)
     data = load_data(run.config.dataset, arguments, where, required=True)
-    result = evaluation.evaluate(card.half(run), data, run.config.validation_pictures, line_reporter())
-    run.save_evaluation(result)
+    with run.held():  # so that its weights stay what they are
+        result = evaluation.evaluate(card.half(run), data, run.config.validation_pictures, line_reporter())
+        run.save_evaluation(result)
     clear_line()
     if arguments.json:
         print(json.dumps(result))

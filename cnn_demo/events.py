@@ -142,7 +142,10 @@ def _fits(name: str, value: Any) -> bool:
         return len(value) <= LONGEST and (name != "device" or value.isprintable())
     if isinstance(value, tuple):
         return all(_fits("step", step) and _fits("loss", loss) for step, loss in value)
+    if value is None:
+        return True
+    if name == "share" or name.endswith("accuracy"):
+        return bool(0 <= value <= 1)
     if isinstance(value, int):
-        return (1 if name == "steps_per_epoch" else -1) <= value <= LARGEST
-    low, high = (0.0, 1.0) if name == "share" or name.endswith("accuracy") else (-math.inf, math.inf)
-    return value is None or (math.isfinite(value) and low <= value <= high)
+        return {"seq": -1, "steps_per_epoch": 1}.get(name, 0) <= value <= LARGEST
+    return math.isfinite(value)

@@ -256,7 +256,10 @@ def _asked(call: Callable[[], Result], what: str, limit: float = CALL_SECONDS, c
         return result
     if not failure:
         raise HubError(f"The Hub took more than {limit:.0f} s for {what}. {closing}")
-    raise HubError(f"{_sentence(failure[0], what)} {closing}", answered=_status(failure[0]) is not None) from None
+    status = _status(failure[0])
+    if status is not None and status < 500:  # it has not begun
+        closing = UNCHANGED
+    raise HubError(f"{_sentence(failure[0], what)} {closing}", answered=status is not None) from None
 
 
 def _status(error: Exception) -> int | None:

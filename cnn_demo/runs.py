@@ -428,6 +428,17 @@ def drive(
             raise
 
 
+def hold_out(root: Path, config: RunConfig) -> RunConfig:
+    """Return the configuration with no picture held out that the checkpoint it starts from has learned.
+
+    For whom did not say how many. Raises CheckpointError where there is no such checkpoint.
+    """
+    held_out = find_checkpoint(root, config.start_from).held_out if config.start_from else None
+    if held_out is None or held_out >= config.validation_pictures:
+        return config
+    return replace(config, validation_pictures=held_out)
+
+
 def starting_weights(root: Path, config: RunConfig) -> dict[str, Tensor] | None:
     """Return the weights that `config.start_from` names. Raises CheckpointError where they are for another network."""
     if config.start_from is None:

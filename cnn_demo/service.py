@@ -96,9 +96,7 @@ class Service:
                 f"On a Space, which is everybody's, a run has at most {SPACE_EPOCHS} epochs or {SPACE_SECONDS:,} "
                 "seconds. Duplicate the Space for longer ones.",
             )
-        start = config.start_from
-        if start and not (NAME.fullmatch(start) and (self.root / start / "model.safetensors").is_file()):
-            raise CheckpointError(f"There is no checkpoint {start[:80]!r} here to start from.")
+        self._check_start(config)
         with self._changed:
             self._check_free(owner)
             if self._settings.is_space and len(self._waiting) >= SPACE_QUEUE:
@@ -106,6 +104,11 @@ class Service:
             run = runs.create(self.root, config, owner)
             self._enqueue(run, owner)
         return run.id
+
+    def hold_out(self, config: RunConfig) -> RunConfig:
+        """Return what `runs.hold_out` returns. Raises CheckpointError where `start_from` is a path, or nothing."""
+        self._check_start(config)
+        return runs.hold_out(self.root, config)
 
     def resume(self, run_id: str, owner: str) -> None:
         """Queue a run that stopped, failed or was interrupted. Raises RunError where that cannot be."""
@@ -274,6 +277,11 @@ class Service:
             raise RunError(f"The run {run_id} was not started by you; you can watch it, not change it.")
         return run
 
+    def _check_start(self, config: RunConfig) -> None:
+        start = config.start_from
+        if start and not (NAME.fullmatch(start) and (self.root / start / "model.safetensors").is_file()):
+            raise CheckpointError(f"There is no checkpoint {start[:80]!r} here to start from.")
+
     def _check_free(self, owner: str) -> None:
         if not owner:
             raise RunError("A run needs an owner: any secret text, by which you stop or continue it later.")
@@ -370,7 +378,7 @@ class Service:
         if state == "queued":
             seconds, place = self.wait_seconds(job), self._waiting.index(job) + 1
             ordinal = {1: "next", 2: "2nd", 3: "3rd"}.get(place, f"{place}th")
-            return f"Waiting: you are {ordinal} in line" + ("" if seconds is None else f", {about(seconds)}")
+            return f"Waiting: {ordinal} in line" + ("" if seconds is None else f", {about(seconds)}")
         if state == "stopping":
             return "Stopping: saving what was learned"
         if state == "preparing":

@@ -36,7 +36,10 @@ def build(service: Service, classifier: Classifier) -> None:
             {"run": the run's id}.
         """
         with sentences():
-            return {"run": service.submit(configs.override(configs.preset("quick", model), recipe), owner)}
+            config = configs.override(configs.preset("quick", model), recipe)
+            if "validation_pictures" not in recipe:
+                config = service.hold_out(config)
+            return {"run": service.submit(config, owner)}
 
     def run_status(run: str, after: int = -1, owner: str = "") -> dict[str, Any]:
         """Tell how a run goes, and what is new since the event number `after`.

@@ -125,8 +125,9 @@ def usable(service: Service, owner: str, also: str | None) -> list[tuple[str, st
     found = []
     for name in checkpoints.checkpoint_names(service.root):
         if line := lines.get(name):
-            accuracy = line["test_accuracy"] or line["validation_accuracy"]
-            text = f"{name} · {line['dataset']}" + (f" · {percent(accuracy)}" if accuracy else f" · {line['state']}")
+            measured = [(line[f"{kind}_accuracy"], kind) for kind in ("test", "validation")]
+            best = next((f"{percent(accuracy)} {kind}" for accuracy, kind in measured if accuracy), line["state"])
+            text = f"{name} · {line['dataset']} · {best}"
             found.append((text, name))
     known = not also or also in lines or not (service.root / also / "model.safetensors").is_file()
     return found if known else [*found, (str(also), str(also))]

@@ -190,7 +190,9 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
   function drawEmpty() {
     part.head.replaceChildren(make("strong", {}, "Nothing has been trained here yet"));
     part.status.textContent = "Choose a network and press Start training: after a few seconds its loss appears here and falls while you watch. The run goes on when you close the page.";
-    for (const name of ["actions", "card", "summary", "log"]) rebuild(part[name], "", () => []);
+    for (const name of ["actions", "card", "log"]) rebuild(part[name], "", () => []);
+    setText(part.summary, "");
+    drawComparison();
     part.bar.hidden = part.log.hidden = part.tools.hidden = part.chart.hidden = true;
     call("listing", {}).then((answer) => setBusy(answer.active), () => {});
   }
@@ -240,12 +242,12 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
   }
 
   function drawSummary(record) {
-    const first = record.points[0];
+    const [first] = record.epochs;
     const last = record.epochs.at(-1);
     const best = record.epochs.filter((epoch) => epoch[5]).at(-1);
     if (!last) return setText(part.summary, record.points.length > 1 ? "The first epoch is under way." : "");
     const validated = best?.[4] == null ? "" : ` Best validation accuracy: ${percent(best[4])}, after epoch ${best[1]}.`;
-    setText(part.summary, `Training loss: ${(first || last)[first ? 1 : 2].toFixed(2)} at first, ${last[2].toFixed(2)} in epoch ${last[1]}.${validated}`);
+    setText(part.summary, `Training loss: ${first[2].toFixed(2)} in epoch ${first[1]}${first === last ? "" : `, ${last[2].toFixed(2)} in epoch ${last[1]}`}.${validated}`);
   }
 
   function drawLog(record) {
@@ -273,8 +275,8 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     list.replaceChildren(...(rows.length ? [] : [make("p", { class: "quiet" }, "There is no other run yet. Train a second one, with one thing changed, and it can be laid over this one.")]));
     for (const run of rows) {
       const chosen = others.includes(run.run);
-      const result = run.test_accuracy ?? run.validation_accuracy;
-      const label = `${run.run} · ${run.model}, ${run.dataset} · ${run.state}${result == null ? "" : ` · ${percent(result)}`}`;
+      const result = run.test_accuracy != null ? ` · ${percent(run.test_accuracy)} test` : run.validation_accuracy != null ? ` · ${percent(run.validation_accuracy)} validation` : "";
+      const label = `${run.run} · ${run.model}, ${run.dataset} · ${run.state}${result}`;
       const check = make("input", { type: "checkbox", checked: chosen, disabled: !chosen && others.length > 2, onchange: (event) => overlay(run.run, event.target.checked) });
       list.append(make("div", {}, make("label", {}, check, label), button("Show", () => attach(run.run))));
     }

@@ -83,7 +83,7 @@ window.cnnDemo = (() => {
     const draw = () => {
       const { command = "", query = "", cost, error, field } = props.value || {};
       const link = location.origin + location.pathname + query;
-      document.querySelectorAll(".wrong").forEach((told) => told.remove());
+      document.querySelectorAll("#recipe .wrong").forEach((told) => told.remove());
       if (error) {
         document.getElementById(`set-${field}`)?.append(make("p", { class: "wrong" }, error));
         return box.replaceChildren(make("p", { class: "wrong", role: "alert" }, error));

@@ -15,7 +15,7 @@ import gradio as gr
 from .. import checkpoints, gpu, runs, stages
 from .. import config as configs
 from ..config import LEARNING_RATES, MODELS, RunConfig
-from ..errors import CnnDemoError, ConfigError
+from ..errors import CnnDemoError, ConfigError, InputError
 from ..service import Service
 from . import hub, live_chart
 from .hub import AT_ONCE, OWNER_FIRST
@@ -73,20 +73,22 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
         updates[-1] = gr.update(value=values[-1], choices=[(NOTHING, ""), *names])
         return [shown, show_command(values), *updates]
 
-    def held_out(name: str) -> Any:
-        """Return the pictures that a checkpoint never learned: a run from it may validate on these."""
+    def held_out(name: str, wanted: int | None) -> Any:
+        """Return how many of the pictures wanted for validation a checkpoint never learned; the usual for none."""
+        usual = RunConfig(model="resnet50", seconds=60).validation_pictures
         try:
-            return runs.find(service.root, name).config.validation_pictures
+            return min(usual if wanted is None else wanted, runs.find(service.root, name).config.validation_pictures)
         except CnnDemoError:
-            return gr.skip()
+            return usual if name == "" else gr.skip()
 
     start.click(begin, [owner, *inputs], view, js=OWNER_FIRST, concurrency_limit=None, api_visibility="private")
     # Only what a person does is told (input, not change): form and command come together from all else.
+    held = controls["validation_pictures"]
     adjust = {
         "epochs": (lambda: None, None, controls["seconds"]),
         "seconds": (lambda: None, None, controls["epochs"]),
         "optimizer": (LEARNING_RATES.get, controls["optimizer"], controls["learning_rate"]),
-        "start_from": (held_out, controls["start_from"], controls["validation_pictures"]),
+        "start_from": (held_out, [controls["start_from"], held], held),
     }
     describe = (lambda *values: show_command(values), inputs, command)
     gr.on([controls[name].input for name in NAMES if name not in adjust], *describe, **AT_ONCE)
@@ -167,8 +169,9 @@ def first_view(service: Service, asked: dict[str, str], remembered: dict[str, st
     if recipe:
         try:
             view["run"] = service.active(remembered["owner"])
-            return view, configs.override(configs.preset("quick", recipe.get("model", "resnet50")), recipe)
-        except ConfigError as error:
+            config = configs.override(configs.preset("quick", recipe.get("model", "resnet50")), recipe)
+            return view, config if "validation_pictures" in recipe else service.hold_out(config)
+        except InputError as error:
             return view | {"note": f"The address holds a recipe that cannot be used. {error}"}, usual
     own = asked.get("run") or service.active(remembered["owner"]) or remembered["run"]
     if not own:

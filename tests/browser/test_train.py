@@ -94,7 +94,7 @@ def test_a_second_visitor_waits_in_line_and_may_leave_it(training: Page, visit: 
     second = visit(QUIET)
     second.get_by_role("button", name="Start training").click()
     expect(second.locator(".badge")).to_have_text("queued")
-    expect(second.locator(".run-status")).to_contain_text("you are next in line")
+    expect(second.locator(".run-status")).to_contain_text("Waiting: next in line")
     second.get_by_role("button", name="Leave the queue").click()
     expect(second.locator(".badge")).to_have_text("stopped")
     expect(second.get_by_role("button", name="Start training")).to_be_enabled()

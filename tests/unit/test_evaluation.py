@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cnn_demo import card, evaluation
+from cnn_demo import card, cli, evaluation
 from cnn_demo.checkpoints import find_checkpoint, read_checkpoint
 from cnn_demo.data import Dataset
 from cnn_demo.inference import Classifier, classify, to_input
@@ -107,6 +107,16 @@ def test_the_scores_of_an_evaluated_run_are_the_calibrated_ones(shipped: Path, t
         total = sum(score**0.5 for score in plain.values())
         for prediction in answer.predictions:
             assert prediction.score == pytest.approx(plain[prediction.label] ** 0.5 / total, abs=1e-4)
+
+
+def test_a_run_in_training_is_not_evaluated(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(Path(shutil.copytree(shipped, tmp_path / "resnet50")))
+    monkeypatch.setenv("CNN_DEMO_CHECKPOINTS", str(tmp_path))
+    with run.held():
+        assert cli.main(["evaluate", "resnet50"]) == 2
+    assert "is being trained" in capsys.readouterr().err and not (run.folder / "evaluation.json").exists()
 
 
 def test_weights_too_large_for_half_are_refused(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:

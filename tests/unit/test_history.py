@@ -49,6 +49,9 @@ def test_an_event_survives_json(event: Event) -> None:
         (RUN[6], "validation_accuracy", -0.1),
         (RUN[8], "test_accuracy", 2**70),
         (RUN[8], "step", True),
+        (RUN[8], "test_accuracy", 5),
+        (RUN[8], "test_pictures", -1),
+        (RUN[4], "share", 3),
     ],
 )
 def test_what_a_stranger_wrote_must_be_in_range(event: Event, field: str, value: object) -> None:

@@ -1,6 +1,7 @@
 """Runs as jobs: the queue, who may do what, and what a watcher is told."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -269,6 +270,16 @@ def test_an_error_names_no_run_of_anybody_else(service: Service) -> None:
         with pytest.raises(CheckpointError) as unknown:
             Classifier(service.root).answer(name, picture)
         assert run not in str(unknown.value)
+
+
+def test_who_does_not_say_how_many_holds_out_what_the_start_never_learned(service: Service, shipped: Path) -> None:
+    shutil.copytree(shipped, service.root / "resnet50")  # it held out 20
+    config = replace(SHORT, start_from="resnet50", validation_pictures=5000)
+    assert service.hold_out(config) == replace(config, validation_pictures=20)
+    assert service.hold_out(replace(config, validation_pictures=7)).validation_pictures == 7
+    assert service.hold_out(SHORT) == SHORT
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        service.hold_out(replace(config, start_from=str(shipped)))
 
 
 def test_a_run_whose_start_is_gone_fails_with_the_reason(service: Service) -> None:
