@@ -41,7 +41,7 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Event):
-    """Where the run is: at most one every 0.25 s.
+    """Where the run is: at most one every 0.25 s, and before each checkpoint the rest.
 
     `loss` is the mean over the steps since the last one, `loss_low` and `loss_high` its extremes there, and `logged`
     the (step, loss) of every 100th step among them. Outside training they are empty. `share` is how much of the
