@@ -71,6 +71,7 @@ def build_save(service: Service, view: gr.HTML) -> None:
         """Return the run as a zip."""
         try:
             found = service.exportable(chosen, secret)
+            Path(file.GRADIO_CACHE).mkdir(parents=True, exist_ok=True)
             path = Path(tempfile.mkdtemp(dir=file.GRADIO_CACHE)) / f"{found.id}.zip"  # Gradio deletes it in time
             card.export_zip(found, path)
         except CnnDemoError as error:
