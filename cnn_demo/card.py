@@ -170,11 +170,9 @@ def model_card(run: Run, history: History, evaluation: dict[str, Any] | None, re
         }
         head.append("model-index: " + json.dumps([{"name": name, "results": [result]}]))
 
-    facts = [
-        f"Best validation accuracy: {_percent(history.best.validation_accuracy)}."
-        if history.best and not run.source
-        else ""
-    ]
+    facts = []
+    if history.best and not run.source:
+        facts.append(f"Best validation accuracy: {_percent(history.best.validation_accuracy)}.")
     if accuracy is not None:
         facts.insert(0, f"**{_percent(accuracy)}** of {pictures:,} test pictures, one view each.")
     if evaluation:
@@ -199,7 +197,7 @@ def model_card(run: Run, history: History, evaluation: dict[str, Any] | None, re
     return CARD.format(
         head="\n".join(head),
         name=name,
-        facts=" ".join(filter(None, facts)) + where + ".",
+        facts=" ".join(facts) + where + ".",
         rows="\n".join(rows),
         command=command,
         classes=classes,

@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("stages", stages, "Show the size of every stage of a network.")
     sub.add_argument("model", metavar="MODEL", choices=MODELS, help=" | ".join(MODELS))
-    sub.add_argument("--input-size", metavar="PX", type=int, default=32, help="of the picture's sides (default 32)")
+    sub.add_argument("--input-size", metavar="PX", type=int, default=32, help="width and height (default 32)")
     add_common(sub)
 
     add_common(command("runs", runs, "List the runs, the latest first."))

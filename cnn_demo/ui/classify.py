@@ -129,8 +129,9 @@ def usable(service: Service, owner: str, also: str | None) -> list[tuple[str, st
             best = next((f"{percent(accuracy)} {kind}" for accuracy, kind in measured if accuracy), line["state"])
             text = f"{name} · {line['dataset']} · {best}"
             found.append((text, name))
-    known = not also or also in lines or not (service.root / also / "model.safetensors").is_file()
-    return found if known else [*found, (str(also), str(also))]
+    if also and also not in lines and checkpoints.NAME.fullmatch(also):
+        found += [(also, also)] if (service.root / also / "model.safetensors").is_file() else []
+    return found
 
 
 def describe(root: Path, name: str | None) -> str:
