@@ -4,7 +4,7 @@ from cnn_demo import settings
 
 settings.share_cores()  # before torch is imported
 
-from cnn_demo.service import Service  # noqa: E402
+from cnn_demo.runs.service import Service  # noqa: E402
 from cnn_demo.ui.app import build, launch_options  # noqa: E402
 
 if __name__ == "__main__":

@@ -17,18 +17,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import config as configs
 from . import settings
-from .config import MODELS, RunConfig, flag
 from .errors import CnnDemoError, DownloadError, InputError
-from .history import History, course_log
+from .runs.history import History, course_log
+from .training import config as configs
+from .training.config import MODELS, RunConfig, flag
 
 if TYPE_CHECKING:
     import torch
 
-    from .data import Dataset
-    from .events import Progress
-    from .runs import Run
+    from .pictures.dataset import Dataset
+    from .runs.folder import Run
+    from .training.events import Progress
 
 
 CHECKPOINT_HELP = "name, run id, folder, file or hf:owner/name[@revision] (default: the first there is)"
@@ -122,10 +122,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_common(sub)
 
     add_common(command("runs", runs, "List the runs, the latest first."))
-
-    sub = command("bench", bench, "Compare our training loop with the plain one, on this machine.")
-    sub.add_argument("model", metavar="MODEL", choices=MODELS, help=" | ".join(MODELS))
-    add_common(sub, data=True)
     return parser
 
 
@@ -138,7 +134,7 @@ def train(arguments: argparse.Namespace, where: settings.Settings) -> int:
     if arguments.on:
         return launch_job(config, arguments, where)
     if config.start_from:
-        from .runs import hold_out
+        from .runs.folder import hold_out
 
         config = dataclasses.replace(config, start_from=local_name(config.start_from, where))
         if "validation_pictures" not in changes:
@@ -148,7 +144,7 @@ def train(arguments: argparse.Namespace, where: settings.Settings) -> int:
         config = dataclasses.replace(config, dataset=data.name)
     if settings.read_rank().number > 0:
         return assist(None, config, data, where)
-    from . import runs as run_folders
+    from .runs import folder as run_folders
 
     run = run_folders.create(where.checkpoints, config)
     return follow(run, data, arguments.json)
@@ -156,9 +152,9 @@ def train(arguments: argparse.Namespace, where: settings.Settings) -> int:
 
 def assist(run: Run | None, config: RunConfig, data: Dataset, where: settings.Settings) -> int:
     """Train along with rank 0, where torchrun started several processes; print nothing."""
-    from . import distributed
-    from . import runs as run_folders
-    from .training import keep_freed_memory
+    from .runs import folder as run_folders
+    from .training import distributed
+    from .training.loop import keep_freed_memory
 
     keep_freed_memory()
     with stop_on_interrupt() as stop, distributed.joined(settings.read_rank()) as group:
@@ -170,7 +166,7 @@ def launch_job(config: RunConfig, arguments: argparse.Namespace, where: settings
     """`train ... --on jobs`: the same command on a machine of Hugging Face; the run is pushed from there."""
     if not arguments.space or not arguments.push:
         raise InputError("--on jobs needs --space OWNER/NAME (where the program is) and --push OWNER/NAME (results).")
-    from . import hub
+    from .sharing import hub
 
     token = hub.machine_login()
     job = hub.launch(where.hub, config.to_command(), arguments.flavor, arguments.space, arguments.push, token)
@@ -180,11 +176,11 @@ def launch_job(config: RunConfig, arguments: argparse.Namespace, where: settings
 
 def local_name(name: str, where: settings.Settings) -> str:
     """Return the name of a checkpoint; one on the Hub is fetched, and named with its commit."""
-    from .checkpoints import PREFIX
+    from .runs.checkpoints import PREFIX
 
     if not name.startswith(PREFIX):
         return name
-    from . import hub
+    from .sharing import hub
 
     source = hub.pull(where.checkpoints, where.hub, name, hub.machine_login()).source
     return f"{PREFIX}{source['repo']}@{source['commit']}"
@@ -192,7 +188,7 @@ def local_name(name: str, where: settings.Settings) -> str:
 
 def continue_run(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`continue RUN`."""
-    from . import runs as run_folders
+    from .runs import folder as run_folders
 
     run = run_folders.find(where.checkpoints, arguments.run)
     data = load_data(run.config.dataset, arguments, where, required=True)
@@ -203,7 +199,7 @@ def continue_run(arguments: argparse.Namespace, where: settings.Settings) -> int
 
 def load_data(name: str, arguments: argparse.Namespace, where: settings.Settings, required: bool) -> Dataset:
     """Return the data set, saying where it is from; where CIFAR-10 was not asked for by name, `shapes` may stand in."""
-    from . import data
+    from .pictures import dataset as data
 
     first = settings.read_rank().number == 0
     report = line_reporter() if first else (lambda text, share: None)
@@ -221,10 +217,10 @@ def load_data(name: str, arguments: argparse.Namespace, where: settings.Settings
 
 def follow(run: Run, data: Dataset, as_json: bool) -> int:
     """Drive a run, showing what happens on stderr; print its result."""
-    from . import distributed
-    from . import runs as run_folders
-    from .events import EpochDone, Progress, RunFinished, RunStarted
-    from .training import keep_freed_memory
+    from .runs import folder as run_folders
+    from .training import distributed
+    from .training.events import EpochDone, Progress, RunFinished, RunStarted
+    from .training.loop import keep_freed_memory
 
     keep_freed_memory()
     show, history = line_reporter(), History()
@@ -284,7 +280,8 @@ def progress_text(event: Progress, history: History) -> str:
 
 def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`classify IMAGE|FOLDER...`: a bad file is named, the rest go on; exit code 2 if none could be classified."""
-    from . import checkpoints, inference
+    from .answers import inference
+    from .runs import checkpoints
 
     given = arguments.checkpoint
     names = [local_name(given, where)] if given else checkpoints.checkpoint_names(where.checkpoints)
@@ -314,7 +311,7 @@ def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
 
 def picture_files(paths: list[Path]) -> Iterator[Path]:
     """Yield the files; of a folder, all with a picture's suffix, by name, or the folder itself if there are none."""
-    from .inference import SUFFIXES
+    from .answers.inference import SUFFIXES
 
     for path in paths:
         files: list[Path] = []
@@ -325,8 +322,9 @@ def picture_files(paths: list[Path]) -> Iterator[Path]:
 
 def evaluate(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`evaluate RUN`: what its exported weights are worth; kept in the run's folder for the card and the page."""
-    from . import card, evaluation
-    from . import runs as run_folders
+    from .answers import evaluation
+    from .runs import folder as run_folders
+    from .sharing import card
 
     run = run_folders.find(where.checkpoints, arguments.run)
     data = load_data(run.config.dataset, arguments, where, required=True)
@@ -350,8 +348,8 @@ def evaluate(arguments: argparse.Namespace, where: settings.Settings) -> int:
 
 def export(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`export RUN FOLDER`."""
-    from . import card
-    from . import runs as run_folders
+    from .runs import folder as run_folders
+    from .sharing import card
 
     card.export(run_folders.find(where.checkpoints, arguments.run), arguments.folder)
     print(arguments.folder)
@@ -360,8 +358,8 @@ def export(arguments: argparse.Namespace, where: settings.Settings) -> int:
 
 def push(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`push RUN OWNER/NAME`."""
-    from . import hub
-    from . import runs as run_folders
+    from .runs import folder as run_folders
+    from .sharing import hub
 
     run = run_folders.find(where.checkpoints, arguments.run)
     token, private = hub.machine_login(), arguments.private
@@ -371,7 +369,7 @@ def push(arguments: argparse.Namespace, where: settings.Settings) -> int:
 
 def pull(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`pull OWNER/NAME[@REVISION]`."""
-    from . import hub
+    from .sharing import hub
 
     run = hub.pull(where.checkpoints, where.hub, arguments.repo, hub.machine_login())
     print(f"{run.folder}\nnext: python -m cnn_demo classify PICTURE --checkpoint {run.id}")
@@ -380,7 +378,7 @@ def pull(arguments: argparse.Namespace, where: settings.Settings) -> int:
 
 def space(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`space OWNER/NAME`."""
-    from . import hub
+    from .sharing import hub
 
     report, token = (lambda text, share: say(f"{share:4.0%}  {text}")), hub.machine_login()
     print(hub.publish(where.hub, arguments.space, settings.ROOT, token, report))
@@ -389,7 +387,7 @@ def space(arguments: argparse.Namespace, where: settings.Settings) -> int:
 
 def stages(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`stages MODEL`: one row a stage, then the totals."""
-    from . import stages as sizes
+    from .networks import stages as sizes
 
     size = arguments.input_size
     table = sizes.to_dict(arguments.model, size)
@@ -414,7 +412,7 @@ def stages(arguments: argparse.Namespace, where: settings.Settings) -> int:
 
 def runs(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """`runs`: one row a run."""
-    from . import runs as run_folders
+    from .runs import folder as run_folders
 
     rows = [{"run_id": run.id, **run.summary()} for run in run_folders.listing(where.checkpoints)]
     if arguments.json:
@@ -424,25 +422,6 @@ def runs(arguments: argparse.Namespace, where: settings.Settings) -> int:
     else:
         lines = [[show_value(value) for value in row.values()] for row in rows]
         print_table(("run", "model", "dataset", "state", "step", "validation", "test"), lines, left=4)
-    return 0
-
-
-def bench(arguments: argparse.Namespace, where: settings.Settings) -> int:
-    """`bench MODEL`: a table, then one line of JSON."""
-    data = load_data("cifar10", arguments, where, required=False)
-    from .bench import bench as measure
-
-    report = line_reporter()
-    result = measure(arguments.model, data, pick_device(), report)
-    clear_line()
-    if not arguments.json:
-        lines = [
-            [name, f"{result[key]:,.1f}", "{:,.1f} to {:,.1f}".format(*result[f"{key}_range"])]
-            for name, key in (("plain loop", "baseline_images_per_second"), ("this program", "images_per_second"))
-        ]
-        print_table((f"{arguments.model} on {result['device']}", "images/s", "range"), lines, left=1)
-        print(f"ratio {result['ratio']}")
-    print(json.dumps(result))
     return 0
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnn_demo import runs
-from cnn_demo.config import RunConfig
-from cnn_demo.data import Dataset, draw_shapes
+from cnn_demo.pictures.dataset import Dataset, draw_shapes
+from cnn_demo.runs import folder as runs
+from cnn_demo.training.config import RunConfig
 from tests.apps import App
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import gradio as gr
 from gradio.events import api
 
-from .. import config as configs
-from .. import inference
-from .. import stages as sizes
+from ..answers import inference
+from ..answers.inference import Classifier
 from ..errors import CnnDemoError
-from ..inference import Classifier
-from ..service import Service
+from ..networks import stages as sizes
+from ..runs.service import Service
+from ..training import config as configs
 from .classify import as_file
 
 

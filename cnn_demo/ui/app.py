@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from ..inference import Classifier
-from ..service import Service
+from ..answers.inference import Classifier
+from ..runs.service import Service
 from . import api, classify, stages, train
 from .live_chart import PLOTLY
 

@@ -11,13 +11,15 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from .. import card, checkpoints, inference
+from ..answers import inference
+from ..answers.inference import INPUT_PX, Answer, Classifier, percent
 from ..errors import CnnDemoError
-from ..inference import INPUT_PX, Answer, Classifier, percent
-from ..runs import Run
-from ..service import Service
-from . import hub
-from .hub import AT_ONCE, OWNER_FIRST, PRIVATE
+from ..runs import checkpoints
+from ..runs.folder import Run
+from ..runs.service import Service
+from ..sharing import card
+from . import save as hub
+from .save import AT_ONCE, OWNER_FIRST, PRIVATE
 
 EXAMPLES = Path(__file__).parent / "examples"
 EMPTY = """<div class='empty'><strong>Show it a picture</strong><p>Drop one on the left, paste it, use the camera, or

@@ -14,7 +14,7 @@ import gradio as gr
 import plotly
 
 from ..errors import CnnDemoError
-from ..service import Service
+from ..runs.service import Service
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 

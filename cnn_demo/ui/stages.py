@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from .. import stages
-from ..config import MODELS
-from .hub import AT_ONCE
+from ..networks import stages
+from ..training.config import MODELS
+from .save import AT_ONCE
 from .train import TITLES
 
 NONE = "none"

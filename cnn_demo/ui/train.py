@@ -12,13 +12,17 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
-from .. import checkpoints, gpu, runs, stages
-from .. import config as configs
-from ..config import LEARNING_RATES, MODELS, RunConfig
 from ..errors import CnnDemoError, ConfigError, InputError
-from ..service import Service
-from . import hub, live_chart
-from .hub import AT_ONCE, OWNER_FIRST
+from ..networks import stages
+from ..runs import checkpoints
+from ..runs import folder as runs
+from ..runs import zero as gpu
+from ..runs.service import Service
+from ..training import config as configs
+from ..training.config import LEARNING_RATES, MODELS, RunConfig
+from . import live_chart
+from . import save as hub
+from .save import AT_ONCE, OWNER_FIRST
 
 FIELDS = dataclasses.fields(RunConfig)
 NAMES = [field.name for field in FIELDS]

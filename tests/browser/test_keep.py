@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from cnn_demo import card
-from cnn_demo.runs import Run
+from cnn_demo.runs.folder import Run
+from cnn_demo.sharing import card
 from tests.apps import App
 from tests.hub_server import MOCK_TOKEN, Fault, HubServer, hub_server
 

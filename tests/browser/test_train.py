@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from cnn_demo import events, runs
-from cnn_demo.config import RunConfig
+from cnn_demo.runs import folder as runs
+from cnn_demo.training import events
+from cnn_demo.training.config import RunConfig
 from tests.apps import App
 from tests.browser.conftest import QUIET, traces, wait_for_points
 

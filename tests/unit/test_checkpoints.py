@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cnn_demo import checkpoints, runs
-from cnn_demo.config import RunConfig
-from cnn_demo.data import Dataset
 from cnn_demo.errors import CheckpointError, ConfigError
-from cnn_demo.models import build
+from cnn_demo.networks.models import build
+from cnn_demo.pictures.dataset import Dataset
+from cnn_demo.runs import checkpoints
+from cnn_demo.runs import folder as runs
+from cnn_demo.training.config import RunConfig
 
 METADATA = {
     "model": "resnet50",

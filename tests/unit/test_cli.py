@@ -12,8 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cnn_demo import bench, cli, data, runs, training
-from cnn_demo.data import Dataset
+from cnn_demo import cli
+from cnn_demo.pictures import dataset as data
+from cnn_demo.pictures.dataset import Dataset
+from cnn_demo.runs import folder as runs
+from cnn_demo.training import loop as training
+from tests import bench
 
 ROOT = Path(__file__).parents[2]
 TRAIN_KEYS = {"run_id", "model", "dataset", "reason", "epochs", "steps", "seconds", "images_per_second"}
@@ -121,7 +125,6 @@ BAD = [
     ["stages", "vgg16", "--input-size", "16"],
     ["stages", "vgg16", "--input-size", "big"],
     ["stages", "resnet50", "--input-size", "99999"],
-    ["bench", "vgg19"],
 ]
 
 
@@ -174,11 +177,12 @@ def test_stages_prints_sums_that_add_up(capsys: pytest.CaptureFixture[str]) -> N
 def test_bench_ends_with_one_line_of_json(
     root: Path, shapes: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(data, "draw_shapes", lambda: shapes)
+    monkeypatch.setattr(bench, "load", lambda *_: shapes)
     monkeypatch.setattr(bench, "ROUNDS", 1)
     monkeypatch.setattr(bench, "ROUND_SECONDS", 0.5)
     monkeypatch.setattr(bench, "BATCH_SIZE", 16)
-    assert cli.main(["bench", "resnet50"]) == 0
+    monkeypatch.setattr(sys, "argv", ["bench", "resnet50"])
+    bench.main()
     result = last_json(capsys)
     assert result["ratio"] == pytest.approx(
         result["images_per_second"] / result["baseline_images_per_second"], abs=0.01

@@ -7,10 +7,10 @@ import shlex
 
 import pytest
 
-from cnn_demo import config
 from cnn_demo.cli import build_parser
-from cnn_demo.config import RunConfig, from_dict, override, preset
 from cnn_demo.errors import ConfigError
+from cnn_demo.training import config
+from cnn_demo.training.config import RunConfig, from_dict, override, preset
 
 
 def parse(command: str) -> RunConfig:

@@ -18,8 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cnn_demo import data
 from cnn_demo.errors import DataError, DiskError, DownloadError
+from cnn_demo.pictures import dataset as data
 from cnn_demo.settings import Settings
 from tests.hub_server import hub_server
 

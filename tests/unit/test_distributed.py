@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnn_demo import runs
-from cnn_demo.checkpoints import read_checkpoint
-from cnn_demo.distributed import Group
 from cnn_demo.errors import ConfigError
-from cnn_demo.events import EpochDone, Progress, RunFinished, RunStarted
+from cnn_demo.runs import folder as runs
+from cnn_demo.runs.checkpoints import read_checkpoint
+from cnn_demo.training.distributed import Group
+from cnn_demo.training.events import EpochDone, Progress, RunFinished, RunStarted
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -25,9 +25,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from cnn_demo import data, runs, settings
-from cnn_demo.config import RunConfig
-from cnn_demo.distributed import joined
+from cnn_demo.pictures import dataset as data
+from cnn_demo.runs import folder as runs
+from cnn_demo import settings
+from cnn_demo.training.config import RunConfig
+from cnn_demo.training.distributed import joined
 
 shapes, root, cpu = data.draw_shapes(), Path(sys.argv[1]), torch.device("cpu")
 parts = {name: getattr(shapes, name)[:1200 if "train" in name else 300] for name in data.TENSORS}

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cnn_demo import card, cli, evaluation
-from cnn_demo.checkpoints import find_checkpoint, read_checkpoint
-from cnn_demo.data import Dataset
-from cnn_demo.inference import Classifier, classify, to_input
-from cnn_demo.runs import Run
+from cnn_demo import cli
+from cnn_demo.answers import evaluation
+from cnn_demo.answers.inference import Classifier, classify, to_input
+from cnn_demo.pictures.dataset import Dataset
+from cnn_demo.runs.checkpoints import find_checkpoint, read_checkpoint
+from cnn_demo.runs.folder import Run
+from cnn_demo.sharing import card
 
 
 def quiet(text: str, share: float) -> None:

@@ -13,8 +13,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from cnn_demo import gpu, runs
-from cnn_demo.config import RunConfig
+from cnn_demo.runs import folder as runs
+from cnn_demo.runs import zero as gpu
+from cnn_demo.training.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 VISITOR = "header." + base64.urlsafe_b64encode(b'{"user": "ada"}').decode().rstrip("=") + ".signature"
@@ -27,9 +28,11 @@ from starlette.datastructures import Headers
 import multiprocessing
 import spaces.zero.torch
 from gradio.context import LocalContext
-from cnn_demo import data, gpu, settings
-from cnn_demo.config import RunConfig
-from cnn_demo.service import Service
+from cnn_demo.pictures import dataset as data
+from cnn_demo.runs import zero as gpu
+from cnn_demo import settings
+from cnn_demo.training.config import RunConfig
+from cnn_demo.runs.service import Service
 
 spaces.zero.torch.init = spaces.zero.torch.move = lambda *_, **__: None  # what needs a card
 shapes = data.draw_shapes()

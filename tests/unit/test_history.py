@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from cnn_demo import events
-from cnn_demo.events import CheckpointSaved, EpochDone, Event, Progress, RunFinished, RunQueued, RunStarted
-from cnn_demo.history import History, course_log
+from cnn_demo.runs.history import History, course_log
+from cnn_demo.training import events
+from cnn_demo.training.events import CheckpointSaved, EpochDone, Event, Progress, RunFinished, RunQueued, RunStarted
 
 STARTED = RunStarted(
     step=0,

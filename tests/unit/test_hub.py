@@ -22,11 +22,15 @@ import yaml
 from huggingface_hub import constants
 from PIL import Image
 
-from cnn_demo import card, cli, data, hub, inference, runs
-from cnn_demo.checkpoints import find_checkpoint
-from cnn_demo.data import Dataset
+from cnn_demo import cli
+from cnn_demo.answers import inference
 from cnn_demo.errors import CheckpointError, CnnDemoError, HubError, InputError, RunError
-from cnn_demo.runs import Run
+from cnn_demo.pictures import dataset as data
+from cnn_demo.pictures.dataset import Dataset
+from cnn_demo.runs import folder as runs
+from cnn_demo.runs.checkpoints import find_checkpoint
+from cnn_demo.runs.folder import Run
+from cnn_demo.sharing import card, hub
 from tests.hub_server import Fault, HubServer, hub_server
 
 ADA = "ada-token"

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cnn_demo import inference
-from cnn_demo.checkpoints import Checkpoint
+from cnn_demo.answers import inference
 from cnn_demo.errors import DataError
-from cnn_demo.models import build
+from cnn_demo.networks.models import build
+from cnn_demo.runs.checkpoints import Checkpoint
 
 
 def seen(picture: Image.Image) -> torch.Tensor:

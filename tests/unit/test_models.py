@@ -6,8 +6,8 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnn_demo.models import BUILDERS, Bottleneck, Conv2d, build
-from cnn_demo.stages import measure, to_dict
+from cnn_demo.networks.models import BUILDERS, Bottleneck, Conv2d, build
+from cnn_demo.networks.stages import measure, to_dict
 
 # name, output C,H,W at 32 px, output stride, receptive field, parameters, MACs
 TABLES = {

@@ -11,71 +11,83 @@ from cnn_demo.cli import build_parser
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cnn_demo"
-# A module may import those behind it.
-ORDER = [
-    *(
-        "__main__",
-        "cli",
-        "bench",
-        "service",
-        "gpu",
-        "hub",
-        "card",
-        "evaluation",
-        "runs",
-        "training",
-        "distributed",
-        "optimizers",
-        "inference",
-        "stages",
-        "checkpoints",
-        "models",
-    ),
-    *("data", "settings", "history", "events", "config", "errors"),
-]
-OWN = {"hub": {"huggingface_hub"}, "gpu": {"spaces"}}  # who alone may import it
-LIGHT = {"cli", "config", "errors", "events", "history", "settings", "__main__", "__init__"}
+# A folder may import those behind it; modules of one folder may import each other, without a circle.
+ORDER = ["__main__", "cli", "ui", "sharing", "answers", "runs", "training", "pictures", "networks"]
+ORDER += ["settings", "errors"]
+APART = {"pictures": "networks", "networks": "pictures"}  # they do not know each other
+OWN = {"huggingface_hub": "sharing", "spaces": "runs/zero", "gradio": "ui", "plotly": "ui", "argparse": "cli"}
+LIGHT = {"cli", "training/config", "errors", "training/events", "runs/history", "settings", "__main__"}
+HEAVY = {"torch", "torchvision", "PIL", "safetensors", "gradio", "huggingface_hub"}
 
 
-def imports(path: Path, everywhere: bool) -> set[str]:
-    """Return the imported module names; `.x` for the package's own. `everywhere`: also inside functions."""
+def name_of(path: Path) -> str:
+    """Return a module's name as `folder/module`."""
+    return str(path.relative_to(PACKAGE).with_suffix(""))
+
+
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py") if path.stem != "__init__"}
+
+
+def imports(path: Path, everywhere: bool = True) -> set[str]:
+    """Return what a module imports: `folder/module` of the package's own, else the first part of the name.
+
+    everywhere: also inside functions.
+    """
     tree = ast.parse(path.read_text())
     found = set()
-    nodes = ast.walk(tree) if everywhere else tree.body
-    for node in nodes:
+    for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            found |= {f".{node.module}"} if node.module else {f".{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and not node.level:
             found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            folder = path.parents[node.level - 1] / (node.module or "").replace(".", "/")
+            names = [folder / alias.name for alias in node.names] if folder.is_dir() else [folder]
+            found |= {str(name.relative_to(PACKAGE)) for name in names}
     return found
 
 
-def test_every_module_has_its_place_and_imports_only_downwards() -> None:
-    modules = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
-    assert set(modules) == set(ORDER)
-    for name, path in modules.items():
-        own = {found[1:] for found in imports(path, everywhere=True) if found.startswith(".")}
-        assert own <= set(ORDER[ORDER.index(name) + 1 :]), name
+def test_folders_import_only_those_below_them() -> None:
+    assert {name.split("/")[0] for name in MODULES} == set(ORDER)
+    for name, path in MODULES.items():
+        place = name.split("/")[0]
+        allowed = {place, *ORDER[ORDER.index(place) + 1 :]} - {APART.get(place)}
+        own = {found.split("/")[0] for found in imports(path) if found in MODULES}
+        assert own <= allowed, name
 
 
-def test_nothing_imports_the_page_but_what_starts_it() -> None:
-    for path in PACKAGE.glob("*.py"):
-        assert not any(name.startswith(".ui") for name in imports(path, everywhere=True)), path.name
-    for path in (PACKAGE / "ui").glob("*.py"):
-        assert "os.environ" not in path.read_text() and "argparse" not in imports(path, everywhere=True), path.name
+def test_no_module_imports_itself_through_others() -> None:
+    arrows = {name: imports(path) & set(MODULES) for name, path in MODULES.items()}
+
+    def reach(name: str, seen: tuple[str, ...]) -> None:
+        assert name not in seen, seen
+        for other in arrows[name]:
+            reach(other, (*seen, name))
+
+    for name in MODULES:
+        reach(name, ())
 
 
 def test_only_the_right_modules_know_heavy_or_outside_things() -> None:
-    for path in PACKAGE.glob("*.py"):
-        found = imports(path, everywhere=True)
-        outside = {"gradio", "plotly", "huggingface_hub", "spaces"} - OWN.get(path.stem, set())
-        assert not found & outside, path.name
-        if path.stem in LIGHT:
-            assert not imports(path, everywhere=False) & {"torch", "torchvision", "PIL", "safetensors"}, path.name
-        assert path.stem == "settings" or "os.environ" not in path.read_text(), path.name
-        assert path.stem == "cli" or "argparse" not in found, path.name
+    for name, path in MODULES.items():
+        found = imports(path)
+        for outside, owner in OWN.items():
+            assert outside not in found or name.startswith(owner), name
+        assert name == "settings" or "os.environ" not in path.read_text(), name
+
+
+def light(name: str, seen: set[str]) -> set[str]:
+    """Return all that is imported when a module is, of what takes long."""
+    if name in seen:
+        return set()
+    seen.add(name)
+    found = imports(MODULES[name], everywhere=False)
+    return (found & HEAVY).union(*(light(other, seen) for other in found & set(MODULES)))
+
+
+@pytest.mark.parametrize("name", sorted(LIGHT))
+def test_help_errors_and_logs_need_no_torch(name: str) -> None:
+    assert light(name, set()) == set()
 
 
 def test_nothing_unpickles() -> None:
@@ -90,11 +102,9 @@ def test_requirements_are_pinned_and_complete() -> None:
         pins[name] = version
     assert pins["torch"] == "2.11.0" and pins["torchvision"] == "0.26.0" and pins["gradio"] == "6.31.0"
     names = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
-    used = set().union(*(imports(path, everywhere=True) for path in [*PACKAGE.rglob("*.py"), ROOT / "app.py"]))
+    used = set().union(*(imports(path) for path in [*PACKAGE.rglob("*.py"), ROOT / "app.py"]))
     standard = set(__import__("sys").stdlib_module_names)
-    outside = (
-        {name for name in used if not name.startswith(".")} - standard - {"cnn_demo", "spaces"}
-    )  # a Space brings it
+    outside = used - set(MODULES) - {"cnn_demo"} - standard - {"spaces"}  # a Space brings it
     assert {names.get(name, name) for name in outside} <= set(pins)
 
 

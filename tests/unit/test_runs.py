@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cnn_demo import runs
-from cnn_demo.checkpoints import read_checkpoint
-from cnn_demo.config import RunConfig
-from cnn_demo.data import Dataset
 from cnn_demo.errors import DiskError, RunError
-from cnn_demo.events import CheckpointSaved, Event, Progress, RunFinished
-from cnn_demo.history import History
+from cnn_demo.pictures.dataset import Dataset
+from cnn_demo.runs import folder as runs
+from cnn_demo.runs.checkpoints import read_checkpoint
+from cnn_demo.runs.history import History
+from cnn_demo.training.config import RunConfig
+from cnn_demo.training.events import CheckpointSaved, Event, Progress, RunFinished
 
 CONFIG = RunConfig(
     model="resnet50",
@@ -178,7 +178,9 @@ def test_a_run_id_that_is_none_is_refused(tmp_path: Path, run_id: str) -> None:
 WORKER = """
 import dataclasses, sys, torch
 from pathlib import Path
-from cnn_demo import data, runs, training
+from cnn_demo.pictures import dataset as data
+from cnn_demo.runs import folder as runs
+from cnn_demo.training import loop as training
 shapes = data.draw_shapes()
 parts = {f"{part}_{what}": size for part, size in (("train", 120), ("test", 40)) for what in ("pictures", "labels")}
 tiny = dataclasses.replace(shapes, **{name: getattr(shapes, name)[:size] for name, size in parts.items()})

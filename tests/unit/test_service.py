@@ -13,14 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from cnn_demo import events, runs
-from cnn_demo.config import RunConfig
-from cnn_demo.data import Dataset
+from cnn_demo.answers.inference import Classifier
 from cnn_demo.errors import CheckpointError, ConfigError, DownloadError, RunError
-from cnn_demo.history import History, thin
-from cnn_demo.inference import Classifier
-from cnn_demo.service import Service
+from cnn_demo.pictures.dataset import Dataset
+from cnn_demo.runs import folder as runs
+from cnn_demo.runs.history import History, thin
+from cnn_demo.runs.service import Service
 from cnn_demo.settings import Settings
+from cnn_demo.training import events
+from cnn_demo.training.config import RunConfig
 
 SHORT = RunConfig(model="resnet50", dataset="shapes", epochs=2, batch_size=10, validation_pictures=20)
 LONG = RunConfig(model="resnet50", dataset="shapes", epochs=1000, batch_size=10, validation_pictures=20)
@@ -200,7 +201,7 @@ def test_without_pictures_a_run_fails_with_the_reason(tmp_path: Path, monkeypatc
     def load(*_: object) -> Dataset:
         raise DownloadError("CIFAR-10 could not be downloaded. The cable is cut.")
 
-    monkeypatch.setattr("cnn_demo.data.load", load)
+    monkeypatch.setattr("cnn_demo.pictures.dataset.load", load)
     service = Service(settings(tmp_path), torch.device("cpu"))
     service.prepare()
     run = service.submit(RunConfig(model="resnet50", epochs=1), "anna")
@@ -215,7 +216,7 @@ def test_a_run_can_be_stopped_while_its_pictures_come(tmp_path: Path, monkeypatc
             report("downloading CIFAR-10", 0.4)
             time.sleep(0.01)
 
-    monkeypatch.setattr("cnn_demo.data.load", load)
+    monkeypatch.setattr("cnn_demo.pictures.dataset.load", load)
     service = Service(settings(tmp_path), torch.device("cpu"))
     run = service.submit(RunConfig(model="resnet50", epochs=1), "anna")
     deadline = time.monotonic() + 30
@@ -305,7 +306,7 @@ def test_neither_stop_nor_shapes_wait_for_a_download(
         ended.wait(60)
         raise DownloadError("too late")
 
-    monkeypatch.setattr("cnn_demo.data.load", load)
+    monkeypatch.setattr("cnn_demo.pictures.dataset.load", load)
     service = Service(settings(tmp_path), torch.device("cpu"))
     service.prepare()
     run = service.submit(RunConfig(model="resnet50", epochs=1), "anna")

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from cnn_demo import models, optimizers, training
-from cnn_demo.config import RunConfig
-from cnn_demo.data import Dataset
 from cnn_demo.errors import ConfigError
-from cnn_demo.events import EpochDone, Event, Progress, RunFinished, RunStarted
-from cnn_demo.models import build
-from cnn_demo.training import Snapshot, keep_freed_memory, train
+from cnn_demo.networks import models
+from cnn_demo.networks.models import build
+from cnn_demo.pictures.dataset import Dataset
+from cnn_demo.training import loop as training
+from cnn_demo.training import optimizers
+from cnn_demo.training.config import RunConfig
+from cnn_demo.training.events import EpochDone, Event, Progress, RunFinished, RunStarted
+from cnn_demo.training.loop import Snapshot, keep_freed_memory, train
 
 
 def never() -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
-from .models import BUILDERS
+from ..errors import InputError
+from ..networks.models import BUILDERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

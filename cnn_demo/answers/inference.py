@@ -13,10 +13,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from .checkpoints import EVALUATION, NAME, Checkpoint, modified, read_checkpoint
-from .data import normalise
-from .errors import CheckpointError, DataError
-from .models import Network
+from ..errors import CheckpointError, DataError
+from ..networks.models import Network
+from ..pictures.dataset import normalise
+from ..runs.checkpoints import EVALUATION, NAME, Checkpoint, modified, read_checkpoint
 
 INPUT_PX = 32
 LARGEST_PX = 100_000_000  # width x height; a phone's largest photos have 50 to 200 million

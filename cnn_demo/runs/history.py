@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .events import CheckpointSaved, EpochDone, Event, Progress, RunFinished, RunQueued, RunStarted
+from ..training.events import CheckpointSaved, EpochDone, Event, Progress, RunFinished, RunQueued, RunStarted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,17 +37,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from . import config as configs
-from . import events
-from .checkpoints import EVALUATION, NAME, Checkpoint, find_checkpoint, modified, pulled, read_checkpoint
-from .config import RunConfig
-from .data import SETS, Dataset
-from .distributed import Group
-from .errors import CheckpointError, CnnDemoError, ConfigError, DiskError, RunError
-from .events import CheckpointSaved, Event, RunFinished, RunQueued
-from .history import History
-from .models import build
-from .training import ALONE, Snapshot, count_steps, train
+from ..errors import CheckpointError, CnnDemoError, ConfigError, DiskError, RunError
+from ..networks.models import build
+from ..pictures.dataset import SETS, Dataset
+from ..runs.checkpoints import EVALUATION, NAME, Checkpoint, find_checkpoint, modified, pulled, read_checkpoint
+from ..runs.history import History
+from ..training import config as configs
+from ..training import events
+from ..training.config import RunConfig
+from ..training.distributed import Group
+from ..training.events import CheckpointSaved, Event, RunFinished, RunQueued
+from ..training.loop import ALONE, Snapshot, count_steps, train
 
 ENDED = ("finished", "diverged")  # cannot be continued
 PULLED_EVENTS = 10_000  # of a log from the Hub; what this program exports has a few thousand at most

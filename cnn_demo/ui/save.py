@@ -12,10 +12,10 @@ from typing import Any
 
 import gradio as gr
 
-from .. import card, hub
-from ..data import Report
 from ..errors import CnnDemoError
-from ..service import Service
+from ..pictures.dataset import Report
+from ..runs.service import Service
+from ..sharing import card, hub
 
 OWNER_FIRST = "(...values) => [cnnDemo.owner(), ...values.slice(1)]"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

@@ -18,12 +18,13 @@ except ImportError:
 
 import torch
 
-from . import data, runs
-from .config import RunConfig
-from .errors import CnnDemoError
-from .events import Event
-from .runs import Run
-from .settings import Settings
+from ..errors import CnnDemoError
+from ..pictures import dataset as data
+from ..runs import folder as runs
+from ..runs.folder import Run
+from ..settings import Settings
+from ..training.config import RunConfig
+from ..training.events import Event
 
 LONGEST_CALL_SECONDS = 75  # a half card counts one and a half times: the most a visitor who is not signed in may ask
 AROUND_SECONDS = 15  # starting, reading the pictures, writing: what a budget in seconds does not hold

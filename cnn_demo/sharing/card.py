@@ -23,13 +23,13 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .checkpoints import EVALUATION, Checkpoint, read_checkpoint
-from .data import SETS
-from .errors import DiskError, RunError
-from .events import Progress, to_dict
-from .history import History, thin
-from .runs import Run
-from .stages import measure
+from ..errors import DiskError, RunError
+from ..networks.stages import measure
+from ..pictures.dataset import SETS
+from ..runs.checkpoints import EVALUATION, Checkpoint, read_checkpoint
+from ..runs.folder import Run
+from ..runs.history import History, thin
+from ..training.events import Progress, to_dict
 
 WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "config.json", "events.jsonl", "history.csv", "curve.png", "README.md")  # evaluation.json, too
@@ -247,7 +247,8 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
-from cnn_demo import checkpoints, inference
+from cnn_demo.answers import inference
+from cnn_demo.runs import checkpoints
 
 file = Path(hf_hub_download("{repo}", "model.safetensors"))
 checkpoint = checkpoints.read_checkpoint(file, "{repo}")

@@ -12,7 +12,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 MODELS = ("vgg16", "resnet50", "resnet50_full")
 DATASETS = ("cifar10", "shapes")

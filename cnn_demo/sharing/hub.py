@@ -20,12 +20,13 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._validators import validate_repo_id
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from . import card, runs
-from .checkpoints import CHECKPOINT_BYTES, EVALUATION, PREFIX, read_checkpoint
-from .config import MODELS
-from .data import Report
-from .errors import CheckpointError, HubError, InputError
-from .runs import Run
+from ..errors import CheckpointError, HubError, InputError
+from ..pictures.dataset import Report
+from ..runs import folder as runs
+from ..runs.checkpoints import CHECKPOINT_BYTES, EVALUATION, PREFIX, read_checkpoint
+from ..runs.folder import Run
+from ..sharing import card
+from ..training.config import MODELS
 
 Token = str | bool  # a token, or False: never True or None, which mean this machine's login
 Operations = list[CommitOperationAdd | CommitOperationDelete]

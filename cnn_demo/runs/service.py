@@ -17,16 +17,18 @@ from typing import Any
 
 import torch
 
-from . import data, gpu, runs
-from .checkpoints import NAME
-from .config import RunConfig
-from .data import Dataset
-from .errors import CheckpointError, CnnDemoError, ConfigError, RunError
-from .events import Progress, RunFinished
-from .history import History, course_log, thin
-from .runs import Run
-from .settings import Settings
-from .training import Stopped, device_name, keep_freed_memory
+from ..errors import CheckpointError, CnnDemoError, ConfigError, RunError
+from ..pictures import dataset as data
+from ..pictures.dataset import Dataset
+from ..runs import folder as runs
+from ..runs import zero as gpu
+from ..runs.checkpoints import NAME
+from ..runs.folder import Run
+from ..runs.history import History, course_log, thin
+from ..settings import Settings
+from ..training.config import RunConfig
+from ..training.events import Progress, RunFinished
+from ..training.loop import Stopped, device_name, keep_freed_memory
 
 POINTS = 400  # of a curve, sent at once
 SPACE_EPOCHS, SPACE_SECONDS = 50, 3600  # of a run where the queue is shared with strangers

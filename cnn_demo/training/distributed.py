@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import ConfigError
-from .settings import Rank
+from ..errors import ConfigError
+from ..settings import Rank
 
 PATIENCE = timedelta(minutes=5)  # for a process that lags behind, while one writes a checkpoint for example
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.io import encode_png
 
-from .checkpoints import Checkpoint
-from .data import Dataset, Report, normalise, split
-from .models import Network
+from ..networks.models import Network
+from ..pictures.dataset import Dataset, Report, normalise, split
+from ..runs.checkpoints import Checkpoint
 
 MISTAKES = 12
 

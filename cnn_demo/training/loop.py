@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import optimizers
-from .config import RunConfig
-from .data import Dataset, normalise, split
-from .distributed import Group
-from .errors import ConfigError
-from .events import EpochDone, Event, Progress, RunFinished, RunStarted
-from .models import Network
-from .stages import count_parameters
+from ..errors import ConfigError
+from ..networks.models import Network
+from ..networks.stages import count_parameters
+from ..pictures.dataset import Dataset, normalise, split
+from ..training import optimizers
+from ..training.config import RunConfig
+from ..training.distributed import Group
+from ..training.events import EpochDone, Event, Progress, RunFinished, RunStarted
 
 PROGRESS_SECONDS = 0.25
 SNAPSHOT_SECONDS = 30.0

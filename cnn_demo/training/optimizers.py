@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .config import RunConfig
+from ..training.config import RunConfig
 
 MOMENTUM = 0.9
 MUON_MOMENTUM = 0.6

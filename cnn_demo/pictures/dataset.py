@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import DataError, DiskError, DownloadError
-from .settings import Settings
+from ..errors import DataError, DiskError, DownloadError
+from ..settings import Settings
 
 Report = Callable[[str, float], None]  # what is being done, and how much of it is done (0 to 1)
 

@@ -1,15 +1,22 @@
 """Our training loop against the plain loop that people copy, in one process, turn by turn.
 
+    python -m tests.bench vgg16 [--data FOLDER]
+
 The plain loop: float32, NCHW, a DataLoader with 2 workers, torchvision's RandomCrop and RandomHorizontalFlip on PIL
 pictures, SGD, `.item()` in each step. Both train the same network on the same pictures with the same optimizer.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +27,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from .config import from_dict
-from .data import Dataset
-from .events import Progress
-from .models import Conv2d, build
-from .training import device_name, keep_freed_memory, train
+from cnn_demo import settings
+from cnn_demo.cli import pick_device
+from cnn_demo.networks.models import Conv2d, build
+from cnn_demo.pictures.dataset import Dataset, load
+from cnn_demo.training.config import MODELS, from_dict
+from cnn_demo.training.events import Progress
+from cnn_demo.training.loop import device_name, keep_freed_memory, train
 
 BATCH_SIZE = 128
 ROUNDS = 5
@@ -124,3 +133,29 @@ def plain_loop(model: str, data: Dataset, device: torch.device) -> Generator[int
             total += loss.item()
             step += 1
             yield step
+
+
+def main() -> None:
+    """Print a table, then one line of JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description="Compare our training loop with the plain one."
+    )
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--data", type=Path, help="a folder that holds CIFAR-10; without it, the cache or a download")
+    arguments = parser.parse_args()
+    data = load("cifar10", replace(settings.read(), data=arguments.data), show)
+    result = bench(arguments.model, data, pick_device(), show)
+    print(f"{arguments.model} on {result['device']}")
+    for name, key in (("plain loop", "baseline_images_per_second"), ("this program", "images_per_second")):
+        print("{:14}{:10,.1f} images/s   range {:,.1f} to {:,.1f}".format(name, result[key], *result[f"{key}_range"]))
+    print(f"ratio {result['ratio']}")
+    print(json.dumps(result))
+
+
+def show(text: str, share: float) -> None:
+    """Print what is being done."""
+    print(f"{share:4.0%}  {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
