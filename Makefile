@@ -1,4 +1,5 @@
-# make run: open the app. make test: all tests. make check: lint, format, types. make space SPACE=owner/name: upload it.
+# make run: install, open the app.  make test: all tests, in a browser too.  make check: lint, format, types.
+# make format: format the code.  make space SPACE=owner/name: upload the app to a Hugging Face Space.
 PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
@@ -9,6 +10,7 @@ run: $(VENV)/run.stamp
 	$(BIN)/python app.py
 
 test: $(VENV)/test.stamp
+	$(BIN)/python -m tests.find_browser
 	$(BIN)/python -m pytest
 
 check: $(VENV)/test.stamp
@@ -21,7 +23,7 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff format .
 
 space: $(VENV)/run.stamp
-	$(BIN)/python -m cnn_demo space "$(SPACE)"
+	$(BIN)/python -m cnn_demo space "$(SPACE)" $(if $(FORCE),--force)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

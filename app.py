@@ -2,15 +2,15 @@
 
 from cnn_demo import settings
 
-settings.share_cores()  # before torch is imported
+settings.prepare_environment()  # before torch and huggingface_hub are imported
 
 from cnn_demo.runs.service import Service  # noqa: E402
 from cnn_demo.ui.app import build, launch_options  # noqa: E402
 
 if __name__ == "__main__":
     service = Service(settings.read())
-    service.prepare()
+    service.data.prepare()
     try:
         build(service).launch(**launch_options())
     finally:
-        service.close()  # a run that is active stops and can be continued
+        service.close()  # an active run stops and can be continued

@@ -1,8 +1,8 @@
-"""`python -m cnn_demo`."""
+"""`python -m cnn_demo`, and `cnn-demo` where the package is installed."""
 
 import sys
 
-from .cli import main
+from .cli import main as run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run())

@@ -1,36 +1,31 @@
-"""The environment, read once at the start: the only place that looks at os.environ."""
+"""The environment: the only module that reads os.environ, and where the program finds its files."""
 
-from __future__ import annotations
-
+import importlib.metadata
+import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-RANK_NAMES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # as torchrun sets them
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent  # the checkout, or site-packages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Where things are.
+    """Where things are."""
 
-    checkpoints: shipped checkpoints and run folders. data: a folder with CIFAR-10, if one is named. cache: where a
-    downloaded CIFAR-10 is kept. hub: the Hugging Face Hub. sign_in: whether visitors can sign in to it. is_space:
-    whether this runs there. toronto: the page that CIFAR-10 comes from.
-    """
-
-    checkpoints: Path
-    data: Path | None
-    cache: Path
-    hub: str
-    sign_in: bool = False
-    is_space: bool = False
-    toronto: str
+    checkpoints: Path  # shipped checkpoints and runs
+    data: Path | None  # a folder with CIFAR-10; None: download it
+    cache: Path  # for the download
+    hub: str  # address of the Hugging Face Hub
+    sign_in: bool = False  # whether visitors can sign in to it
+    is_space: bool = False  # whether this is a Hugging Face Space
+    toronto: str  # address of the page that offers CIFAR-10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rank:
-    """Which process this is of those that torchrun started: its number of `size`, and its number on this machine."""
+class Rank(NamedTuple):
+    """Which of the processes that torchrun started this is: its number of `size`, and its number on this machine."""
 
     number: int
     local: int
@@ -38,40 +33,53 @@ class Rank:
 
 
 def read_rank() -> Rank:
-    """Return the place of this process; it is alone where torchrun did not start it."""
-    environ = os.environ
-    number, local, size = (int(environ.get(name, usual)) for name, usual in RANK_NAMES.items())
-    return Rank(number=number, local=local, size=size)
+    """Return the rank of this process as torchrun set it, else 0 of 1."""
+    names = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
+    return Rank(*(int(os.environ.get(name, default)) for name, default in names.items()))
 
 
-def share_cores() -> None:
-    """Tell OpenMP, before torch loads it, how long its threads wait busily for each other.
+def read_code() -> str:
+    """Return the address for `pip install git+...`: CNN_DEMO_CODE, else of this Space, else pip's source, else ""."""
+    if code := os.environ.get("CNN_DEMO_CODE"):
+        return code.removeprefix("git+").rstrip("/")
+    if space := os.environ.get("SPACE_ID"):
+        return f"{read().hub}/spaces/{space}"
+    try:
+        origin = json.loads(importlib.metadata.distribution("cnn-demo").read_text("direct_url.json") or "{}")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    return re.sub("//[^/@]*@", "//", origin["url"]) if "vcs_info" in origin else ""  # without a password
 
-    In a server the thread that trains is not the first one that computes. OpenMP then counts more threads than cores
-    and waits asleep: measured on two cores, training was a sixth slower. Waiting long, on the other hand, takes the
-    core from the server whenever one of the two threads is held up.
+
+def prepare_environment() -> None:
+    """Set what libraries read once when they are imported; call it before torch and huggingface_hub are.
+
+    OMP_WAIT_POLICY, GOMP_SPINCOUNT: how long OpenMP's threads wait busily for each other. In a server, where the thread
+    that trains is not the first one that computes, OpenMP counts more threads than cores and waits asleep: measured on
+    two cores, training was a sixth slower. A long wait takes the core from the server when one of the threads is late.
+    HF_HUB_DISABLE_IMPLICIT_TOKEN: no call to the Hub uses the machine's own login unless it is passed explicitly.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "active")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # huggingface_hub, too, reads its environment once: no call of a page's may use the machine's own login
     os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
 
 
 def read() -> Settings:
     """Return the settings of this process.
 
-    CNN_DEMO_CHECKPOINTS, CNN_DEMO_DATA, CNN_DEMO_CACHE (folders), HF_ENDPOINT, CNN_DEMO_TORONTO (addresses).
-    Visitors can sign in where a Space gives an OAUTH_CLIENT_ID; CNN_DEMO_SIGN_IN shows it elsewhere, as the user of
-    HF_TOKEN but with a token that the real Hub does not take.
+    CNN_DEMO_CHECKPOINTS, CNN_DEMO_DATA, CNN_DEMO_CACHE (folders), HF_ENDPOINT, CNN_DEMO_TORONTO (addresses). An
+    installed package keeps its checkpoints in the cache. Visitors can sign in on a Space that sets OAUTH_CLIENT_ID;
+    CNN_DEMO_SIGN_IN turns this on elsewhere, as the user of HF_TOKEN but with a token that the real Hub refuses.
     """
-    environ = os.environ
-    home_cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    get = os.environ.get
+    cache = Path(get("CNN_DEMO_CACHE") or Path(get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnn-demo")
+    checkpoints = (ROOT if (ROOT / "app.py").is_file() else cache) / "checkpoints"
     return Settings(
-        checkpoints=Path(environ.get("CNN_DEMO_CHECKPOINTS") or ROOT / "checkpoints"),
-        data=Path(environ["CNN_DEMO_DATA"]) if environ.get("CNN_DEMO_DATA") else None,
-        cache=Path(environ.get("CNN_DEMO_CACHE") or home_cache / "cnn-demo"),
-        hub=(environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"),
-        sign_in=bool(environ.get("OAUTH_CLIENT_ID") or environ.get("CNN_DEMO_SIGN_IN")),
-        is_space=bool(environ.get("SPACE_ID")),
-        toronto=(environ.get("CNN_DEMO_TORONTO") or "https://www.cs.toronto.edu/~kriz").rstrip("/"),
+        checkpoints=Path(get("CNN_DEMO_CHECKPOINTS") or checkpoints),
+        data=Path(folder) if (folder := get("CNN_DEMO_DATA")) else None,
+        cache=cache,
+        hub=(get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"),
+        sign_in=bool(get("OAUTH_CLIENT_ID") or get("CNN_DEMO_SIGN_IN")),
+        is_space=bool(get("SPACE_ID")),
+        toronto=(get("CNN_DEMO_TORONTO") or "https://www.cs.toronto.edu/~kriz").rstrip("/"),
     )

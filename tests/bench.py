@@ -3,7 +3,7 @@
     python -m tests.bench vgg16 [--data FOLDER]
 
 The plain loop: float32, NCHW, a DataLoader with 2 workers, torchvision's RandomCrop and RandomHorizontalFlip on PIL
-pictures, SGD, `.item()` in each step. Both train the same network on the same pictures with the same optimizer.
+images, SGD, `.item()` in each step. Both train the same network on the same images with the same optimizer.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from cnn_demo import settings
-from cnn_demo.cli import pick_device
-from cnn_demo.networks.models import Conv2d, build
-from cnn_demo.pictures.dataset import Dataset, load
-from cnn_demo.training.config import MODELS, from_dict
+from cnn_demo.networks.catalog import NETWORKS
+from cnn_demo.networks.cpu_convolution import Conv2d
+from cnn_demo.networks.models import build
+from cnn_demo.pictures.dataset import Dataset
+from cnn_demo.pictures.sources import load
+from cnn_demo.training.config import from_dict
+from cnn_demo.training.device import device_name, keep_freed_memory, pick_device
 from cnn_demo.training.events import Progress
-from cnn_demo.training.loop import device_name, keep_freed_memory, train
+from cnn_demo.training.loop import train
 
 BATCH_SIZE = 128
 ROUNDS = 5
@@ -93,8 +96,8 @@ def our_loop(model: str, data: Dataset, device: torch.device) -> Generator[int, 
             yield event.step
 
 
-class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """The training pictures one by one through PIL, as torchvision.datasets.CIFAR10 gives them."""
+class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """The training images one by one through PIL, as torchvision.datasets.CIFAR10 gives them."""
 
     def __init__(self, data: Dataset, transform: Callable[[Image.Image], Tensor]) -> None:
         self.pictures = data.train_pictures.permute(0, 2, 3, 1).contiguous().numpy()
@@ -121,7 +124,7 @@ def plain_loop(model: str, data: Dataset, device: torch.device) -> Generator[int
             transforms.Normalize(data.mean, data.std),
         ]
     )
-    loader = DataLoader(Pictures(data, augment), batch_size=BATCH_SIZE, shuffle=True, num_workers=2, drop_last=True)
+    loader = DataLoader(Images(data, augment), batch_size=BATCH_SIZE, shuffle=True, num_workers=2, drop_last=True)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     step, total = 0, 0.0
     while True:
@@ -140,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench", description="Compare our training loop with the plain one."
     )
-    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("model", choices=list(NETWORKS))
     parser.add_argument("--data", type=Path, help="a folder that holds CIFAR-10; without it, the cache or a download")
     arguments = parser.parse_args()
     data = load("cifar10", replace(settings.read(), data=arguments.data), show)

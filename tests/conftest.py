@@ -8,20 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnn_demo.pictures.dataset import Dataset, draw_shapes
-from cnn_demo.runs import folder as runs
+from cnn_demo.pictures import shapes as drawing
+from cnn_demo.pictures.dataset import Dataset
+from cnn_demo.runs import folder, recording
 from cnn_demo.training.config import RunConfig
 from tests.apps import App
 
 
 @pytest.fixture(scope="session")
 def shapes() -> Dataset:
-    return draw_shapes()
+    return drawing.draw()
 
 
 @pytest.fixture(scope="session")
 def tiny(shapes: Dataset) -> Dataset:
-    """120 training and 40 test pictures of shapes."""
+    """120 training and 40 test images of shapes."""
     return Dataset(
         name="shapes",
         source="a test",
@@ -45,8 +46,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory, tiny: Dataset, cpu: torch.
     """A folder with one finished run, named as a shipped checkpoint is."""
     root = tmp_path_factory.mktemp("shipped")
     config = RunConfig(model="resnet50", dataset="shapes", epochs=3, batch_size=10, validation_pictures=20)
-    run = runs.create(root, config)
-    for _ in runs.drive(run, tiny, cpu, lambda: False):
+    run = folder.create(root, config)
+    for _ in recording.train_run(run, tiny, cpu, lambda: False):
         pass
     return run.folder.rename(root / "resnet50")
 

@@ -1,6 +1,6 @@
-"""A Hugging Face Hub for the tests: what the real client asks, answered as the Hub does, and faults on demand.
+"""A Hugging Face Hub for the tests: answers the real client as the Hub does, with faults on demand.
 
-Repositories are commits of files in memory. Large files come by LFS over HTTP, or by Xet through a store in a folder.
+Repositories are commits of files in memory. Large files arrive by LFS over HTTP, or by Xet through a store in a folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import http.server
 import json
 import re
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-MOCK_TOKEN = "mock-oauth-token-for-local-dev"  # what Gradio's stand-in for a sign-in hands out
+from tests.hub_wire import ok, ranged, read_chunks, send, xet_hashes
+
+MOCK_TOKEN = "mock-oauth-token-for-local-dev"  # of Gradio's mock sign-in
 REPO = r"(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)"
 LFS_SUFFIXES = (".safetensors", ".parquet")
 
@@ -61,7 +62,7 @@ class Fault:
     status: int = 500
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
-    how: str = "answer"  # or: drop (the connection), cut (the body in its middle), wait (`seconds`, then go on)
+    how: str = "answer"  # or: drop (the connection), cut (the body in half), wait (`seconds`, then answer)
     seconds: float = 0.0
 
 
@@ -70,7 +71,7 @@ class Refused(Exception):
 
 
 class HubServer:
-    """The server. tokens: token -> user; readers: tokens that may not write; requests: what was asked."""
+    """The server. tokens: token -> user; readers: tokens that may not write; requests: all that arrived."""
 
     def __init__(self, store: Path) -> None:
         self.store = store
@@ -110,7 +111,7 @@ class HubServer:
         self.http.server_close()
 
     def add_repo(self, name: str, files: dict[str, bytes], private: bool = False, kind: str = "models") -> str:
-        """Put a repository there, or a commit into it; return the commit's id."""
+        """Create a repository, or add a commit to it; return the id of the commit."""
         repo = self.repos.setdefault((kind, name), Repo(private))
         return repo.add(dict(files), "from a test")
 
@@ -121,7 +122,9 @@ class HubServer:
         path = unquote(url.path)
         chunked = request.headers.get("Transfer-Encoding") == "chunked"
         body = (
-            _chunks(request.rfile) if chunked else request.rfile.read(int(request.headers.get("Content-Length") or 0))
+            read_chunks(request.rfile)
+            if chunked
+            else request.rfile.read(int(request.headers.get("Content-Length") or 0))
         )
         token = (request.headers.get("Authorization") or "").removeprefix("Bearer ") or None
         with self.lock:
@@ -130,7 +133,7 @@ class HubServer:
             if fault:
                 fault.times -= 1
         if fault and fault.how == "wait":
-            time.sleep(fault.seconds)
+            threading.Event().wait(fault.seconds)  # tests shorten time.sleep
         elif fault and fault.how == "drop":
             request.connection.shutdown(socket.SHUT_RDWR)
             request.close_connection = True
@@ -252,7 +255,7 @@ class HubServer:
             return ok({"transfer": "basic", "objects": objects})
         if match := found(r"/lfs/(?P<oid>[0-9a-f]{64})", "PUT"):
             if hashlib.sha256(body).hexdigest() != match["oid"]:
-                raise Refused(400, "", "The bytes are others than announced")
+                raise Refused(400, "", "The content does not match its hash")
             self.blobs[match["oid"]] = body
             return ok({})
         if found("/lfs/verify", "POST"):
@@ -309,7 +312,7 @@ class HubServer:
             headers |= {"X-Xet-Hash": self.xet_hashes()[sha256][0], "Link": f'<{route}>; rel="xet-auth"'}
         return 302, b"", {**headers, "Location": f"{self.cdn}/{sha256}"}
 
-    # --- what is there, and who may see it ---
+    # --- repositories and permissions ---
 
     def demand(self, user: str | None, token: Any = None) -> None:
         if user is None:
@@ -350,20 +353,7 @@ class HubServer:
         return self.blobs[content]
 
     def xet_hashes(self) -> dict[str, tuple[str, int]]:
-        """Return SHA-256 -> (Xet hash, bytes) of the store's shards: 48-byte header, then a record for each file."""
-        found = {}
-        for shard in self.store.rglob("shards/*.mdb"):
-            content, place = shard.read_bytes(), 48
-            while content[place : place + 32] != b"\xff" * 32 and place + 48 <= len(content):
-                name = content[place : place + 32]
-                flags, count = struct.unpack_from("<II", content, place + 32)
-                place += 48
-                size = sum(struct.unpack_from("<I", content, place + 48 * i + 36)[0] for i in range(count))
-                place += 48 * count * (2 if flags & (1 << 31) else 1)
-                if flags & (1 << 30):
-                    found[_hex(content[place : place + 32])] = (_hex(name), size)
-                    place += 48
-        return found
+        return xet_hashes(self.store)
 
 
 @contextlib.contextmanager
@@ -375,44 +365,3 @@ def hub_server(store: Path) -> Iterator[HubServer]:
         yield server
     finally:
         server.close()
-
-
-def ok(value: Any) -> tuple[int, bytes, dict[str, str]]:
-    return 200, json.dumps(value).encode(), {}
-
-
-def ranged(content: bytes, request: Any, headers: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
-    """Answer with the part of the content that was asked for."""
-    match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or "")
-    if not match:
-        return 200, content, {**headers, "Accept-Ranges": "bytes"}
-    first, last = int(match[1]), int(match[2] or len(content) - 1)
-    return 206, content[first : last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/{len(content)}"}
-
-
-def send(request: Any, status: int, content: bytes, headers: dict[str, str], cut: bool = False) -> None:
-    request.send_response(status)
-    for name, value in {"Content-Type": "application/json", **headers}.items():
-        request.send_header(name, value)
-    request.send_header("Content-Length", str(len(content)))
-    request.end_headers()
-    if request.command != "HEAD":
-        request.wfile.write(content[: len(content) // 2] if cut else content)
-    if cut:
-        request.connection.shutdown(socket.SHUT_RDWR)
-        request.close_connection = True
-
-
-def _hex(raw: bytes) -> str:
-    """Return a hash as Xet writes it: each group of eight bytes reversed."""
-    return b"".join(raw[i : i + 8][::-1] for i in range(0, 32, 8)).hex()
-
-
-def _chunks(file: Any) -> bytes:
-    """Read a body that comes in chunks."""
-    parts = []
-    while size := int(file.readline().split(b";")[0], 16):
-        parts.append(file.read(size))
-        file.readline()
-    file.readline()
-    return b"".join(parts)

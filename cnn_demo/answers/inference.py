@@ -1,27 +1,21 @@
-"""From a picture to a prediction: centre crop, 32x32, network, ten scores. The page and the command line share it."""
+"""From what the network sees of a picture to its prediction: a score for each class."""
 
-from __future__ import annotations
-
+import functools
 import math
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
-from ..errors import CheckpointError, DataError
+from ..errors import CheckpointError
 from ..networks.models import Network
 from ..pictures.dataset import normalise
-from ..runs.checkpoints import EVALUATION, NAME, Checkpoint, modified, read_checkpoint
+from ..runs.checkpoints import NAME, Checkpoint, read_checkpoint
+from ..runs.files import EVALUATION, WEIGHTS, modified
 
-INPUT_PX = 32
-LARGEST_PX = 100_000_000  # width x height; a phone's largest photos have 50 to 200 million
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow knows more, some of which start other programs
+NETWORKS_IN_MEMORY = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,50 +35,6 @@ class Answer:
     unsure: bool
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Return the picture of a file as RGB, upright. Raises DataError where it is none, damaged or too large."""
-    if path.is_dir():
-        raise DataError(f"The folder {path} holds no pictures ({', '.join(SUFFIXES)}).")
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            if picture.width * picture.height > LARGEST_PX:
-                raise DataError(f"{path} has {picture.width} x {picture.height} pixels; {LARGEST_PX:,} are allowed.")
-            return to_rgb(picture)
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not a picture; give one of {', '.join(SUFFIXES)}.") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is too large; {LARGEST_PX:,} pixels are allowed.") from error
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's words for a damaged file
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{path} cannot be read ({reason}).") from error
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Return a picture of any mode as RGB: turned as its EXIF says, transparency on white, 16 bit scaled to 8."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        picture = picture.convert("F").point(lambda value: value / 256).convert("L")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
-
-
-def crop(picture: Image.Image) -> Image.Image:
-    """Return the largest centred square of a picture."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
-
-
-def to_input(square: Image.Image) -> Tensor:
-    """Return what the network sees of a square picture: uint8 `3,32,32`, shrunk with every pixel counted."""
-    small = square.resize((INPUT_PX, INPUT_PX), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    pixels: Tensor = pil_to_tensor(small)
-    return pixels
-
-
 def classify(network: Network, checkpoint: Checkpoint, pixels: Tensor) -> Answer:
     """Return the answer for uint8 `3,32,32`. `network` is the checkpoint's, in eval mode."""
     with torch.inference_mode():
@@ -100,38 +50,28 @@ def classify(network: Network, checkpoint: Checkpoint, pixels: Tensor) -> Answer
 
 
 class Classifier:
-    """Answers by the checkpoints of one folder; keeps the latest few networks in memory."""
+    """Classifies with the checkpoints of one folder; the latest few networks stay in memory."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
-        self._lock = threading.Lock()
-        self._loaded: OrderedDict[tuple[str, int, float], tuple[Checkpoint, Network]] = OrderedDict()
+        self._root, self._lock = root, threading.Lock()
+        self._load = functools.lru_cache(NETWORKS_IN_MEMORY)(self._read)
 
-    def answer(self, name: str, square: Image.Image) -> tuple[Checkpoint, Answer]:
-        """Return the checkpoint of a name (never a path) and its answer to a square picture.
+    def answer(self, name: str, pixels: Tensor) -> tuple[Checkpoint, Answer]:
+        """Return the checkpoint of a name (never a path), without its weights, and its answer to uint8 `3,32,32`.
 
-        Raises CheckpointError where there is none of that name, or it cannot be used. It names no other checkpoint:
-        these are their owners'.
+        Raises CheckpointError where it cannot be used. The error names no other checkpoint: these are their owners'.
         """
-        if not NAME.fullmatch(name) or not (self._root / name / "model.safetensors").is_file():
+        file = self._root / name / WEIGHTS
+        if not NAME.fullmatch(name) or not file.is_file():
             raise CheckpointError(f"There is no checkpoint {name[:80]!r} here.")
-        checkpoint, network = self._load(name)
-        return checkpoint, classify(network, checkpoint, to_input(square))
+        versions = file.stat().st_mtime_ns, modified(file.with_name(EVALUATION))  # training or evaluation changes them
+        with self._lock:  # one thread reads it
+            checkpoint, network = self._load(name, versions)
+        return checkpoint, classify(network, checkpoint, pixels)
 
-    def _load(self, name: str) -> tuple[Checkpoint, Network]:
-        file = self._root / name / "model.safetensors"
-        # a run in training writes it again; `evaluate` says more of it
-        key = (name, file.stat().st_mtime_ns, modified(file.with_name(EVALUATION)))
-        with self._lock:
-            if key not in self._loaded:
-                checkpoint = read_checkpoint(file, name)
-                self._loaded[key] = replace(checkpoint, weights={}), checkpoint.network()
-                for old in [known for known in self._loaded if known[0] == name and known != key]:
-                    del self._loaded[old]
-            self._loaded.move_to_end(key)
-            while len(self._loaded) > 4:
-                self._loaded.popitem(last=False)
-            return self._loaded[key]
+    def _read(self, name: str, versions: tuple[int, float]) -> tuple[Checkpoint, Network]:
+        checkpoint = read_checkpoint(self._root / name / WEIGHTS, name)
+        return replace(checkpoint, weights={}), checkpoint.network()
 
 
 def percent(score: float) -> str:

@@ -1,10 +1,8 @@
-"""ZeroGPU: a Space's shared GPU, lent for a call. The only module that knows `spaces`, which a Space brings along.
+"""ZeroGPU: a Space's shared GPU, lent for a call. The only module that imports `spaces`, which a Space has installed.
 
 The training then runs in a forked process that is killed when its time is over. What it needs comes as small arguments,
 what it does goes to the run's folder, which both processes see; only events come back.
 """
-
-from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,16 +17,17 @@ except ImportError:
 import torch
 
 from ..errors import CnnDemoError
-from ..pictures import dataset as data
-from ..runs import folder as runs
-from ..runs.folder import Run
+from ..pictures import sources
 from ..settings import Settings
 from ..training.config import RunConfig
+from ..training.device import pick_device
 from ..training.events import Event
+from . import recording
+from .folder import Run
 
 LONGEST_CALL_SECONDS = 75  # a half card counts one and a half times: the most a visitor who is not signed in may ask
-AROUND_SECONDS = 15  # starting, reading the pictures, writing: what a budget in seconds does not hold
-MARGIN_SECONDS = 5  # to stop and save before the platform kills
+AROUND_SECONDS = 15  # starting, loading the images, writing: not part of a budget in seconds
+MARGIN_SECONDS = 5  # to stop and save before the platform kills the process
 
 
 def is_zero() -> bool:
@@ -47,17 +46,17 @@ def note(config: RunConfig) -> str:
     if not is_zero():
         return ""
     longer = config.seconds is None or config.seconds + AROUND_SECONDS > LONGEST_CALL_SECONDS
-    rest = "; a longer run stops there, and Continue takes up the rest" if longer else ""
+    rest = "; a longer run stops there, and Continue resumes it" if longer else ""
     return (
-        f"Asks for {call_seconds(config)} s of this Space's GPU{rest}. Only what is used counts against your quota of "
-        "the day: 2 minutes signed out, 5 signed in, 40 with PRO."
+        f"Asks for {call_seconds(config)} s of this Space's GPU{rest}. Only what is used counts against your daily "
+        "quota: 2 minutes signed out, 5 signed in, 40 with PRO."
     )
 
 
-def drive(run: Run, where: Settings, stop: Callable[[], bool], visitor: Context) -> Iterator[Event]:
-    """Train a run on the lent GPU, as `runs.drive` does; `visitor` is the context of the request whose quota it uses.
+def train_run(run: Run, where: Settings, stop: Callable[[], bool], visitor: Context) -> Iterator[Event]:
+    """Train a run on the lent GPU, as `recording.train_run` does. visitor: context of the request whose quota it uses.
 
-    Raises CnnDemoError where there is no quota or no GPU, or the platform ended the call: the last checkpoint is kept.
+    Raises CnnDemoError where there is no quota or no GPU, or where the platform ended the call.
     """
     events = _work(str(run.folder), where, call_seconds(run.config))
     while True:
@@ -67,25 +66,24 @@ def drive(run: Run, where: Settings, stop: Callable[[], bool], visitor: Context)
             return
         except Exception as error:
             sentence = str(getattr(error, "message", error))
-            raise CnnDemoError(f"The GPU call ended: {sentence}. What was saved is kept.") from error
+            raise CnnDemoError(f"The GPU call ended: {sentence}. The last checkpoint is there.") from error
         if stop():
-            run.ask_stop()
+            run.request_stop()
         yield event
 
 
-def _asked(folder: str, where: Settings, seconds: int) -> int:
+def _duration(folder: str, where: Settings, seconds: int) -> int:
     return seconds
 
 
 def _work(folder: str, where: Settings, seconds: int) -> Iterator[Event]:
-    """Drive the run in the process that has the GPU. Its arguments are pickled and hold no secret."""
+    """Train the run in the process that has the GPU. The arguments are pickled and hold no secret."""
     end = time.monotonic() + seconds - MARGIN_SECONDS
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     run = Run(Path(folder))
-    pictures = data.load(run.config.dataset, where, lambda text, share: None)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    yield from runs.drive(run, pictures, device, lambda: run.is_stop_asked() or time.monotonic() > end)
+    data = sources.load(run.config.dataset, where, lambda text, share: None)
+    yield from recording.train_run(run, data, pick_device(), lambda: run.is_stop_requested() or time.monotonic() > end)
 
 
 if is_zero():  # elsewhere `spaces` may be absent
-    _work = spaces.GPU(duration=_asked)(_work)
+    _work = spaces.GPU(duration=_duration)(_work)

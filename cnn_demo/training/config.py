@@ -1,7 +1,7 @@
 """What one training run is: RunConfig, its limits, and the presets.
 
-Each field's metadata (help, kind, choices or range) is the one source of the command-line flag, the control on
-the page and the text of the error. Standard library only: `--help` and a wrong flag must answer without torch.
+Each field's metadata (label, help, group, choices or range) is the one source of the command-line flag, the control
+on the page and the text of the error. Standard library only: `--help` and a wrong flag must answer without torch.
 """
 
 from __future__ import annotations
@@ -13,25 +13,48 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
-
-MODELS = ("vgg16", "resnet50", "resnet50_full")
-DATASETS = ("cifar10", "shapes")
+from ..networks.catalog import NETWORKS
+from ..pictures.catalog import DATASETS
 
 # The rate that suits each optimizer when none is given. Muon's is for the convolutions (see optimizers.py).
 LEARNING_RATES = {"sgd": 0.1, "adamw": 0.001, "muon": 0.1}
+MODELS = tuple(NETWORKS)
+VALIDATION_PICTURES = 5000  # held out where nothing else is said
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> title of its button, fields
+    "quick": ("Quick: 60 seconds", {"seconds": 60.0}),
+    "best": ("Best: 20 epochs", {"epochs": 20, "augmentation": "flip_translate_cutout"}),
+    # one epoch of 500 steps of 100 images from a checkpoint; AdamW without decay is Adam
+    "course": (
+        "Fine-tune: 500 steps (the course project's experiment)",
+        {
+            **{"epochs": 1, "batch_size": 100, "optimizer": "adamw", "weight_decay": 0.0, "learning_rate": 0.001},
+            **{"schedule": "constant", "label_smoothing": 0.0, "augmentation": "none", "validation_pictures": 0},
+        },
+    ),
+}
+GROUPS = {"budget": "Budget", "optimizer": "Optimizer", "images": "Images", "more": "More"}  # of the form
+# Labels of the form, by value.
+SCHEDULES = {"constant": "Constant", "cosine": "Cosine", "one_cycle": "One-cycle"}
+OPTIMIZERS = {"sgd": "SGD with momentum", "adamw": "AdamW", "muon": "Muon"}
+SHIFT, CUTOUT = "flip_translate", "flip_translate_cutout"
+AUGMENTATIONS = {"none": "None", "flip": "Flip", SHIFT: "Flip and shift", CUTOUT: "Flip, shift and cutout"}
+PRECISIONS = {"auto": "Automatic", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+KINDS: dict[str, type] = {"str": str, "int": int, "float": float}
+HELD_OUT_HELP = (
+    f"held out of the training images to choose the best weights; 0 saves the last weights; if empty, "
+    f"{VALIDATION_PICTURES:,}, or as many as the starting checkpoint held out"
+)
 
 
-def setting(
-    help_text: str,
-    kind: type,
-    default: Any = dataclasses.MISSING,
-    choices: tuple[str, ...] = (),
-    low: float = -math.inf,
-    high: float = math.inf,
-) -> Any:
-    """Return a dataclass field that carries its own documentation and limits (both ends allowed)."""
-    metadata = {"help": help_text, "kind": kind, "choices": choices, "low": low, "high": high}
-    return dataclasses.field(default=default, metadata=metadata)
+def setting(label: str, group: str, help_text: str, default: Any = dataclasses.MISSING, **limits: Any) -> Any:
+    """Return a dataclass field that carries its own documentation and limits.
+
+    group: one of GROUPS, "" for what stands above them. limits: `choices` (value -> label), or `low` and `high`, both
+    allowed.
+    """
+    return dataclasses.field(
+        default=default, metadata={"label": label, "group": group, "help": help_text, "choices": {}, **limits}
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,50 +66,47 @@ class RunConfig:
             exactly one of `epochs` and `seconds`.
     """
 
-    model: str = setting("the network", str, choices=MODELS)
-    dataset: str = setting("the pictures to learn from", str, "cifar10", choices=DATASETS)
-    epochs: int | None = setting("budget: passes over the training pictures", int, None, low=1, high=1000)
+    model: str = setting("Network", "", "network to train", choices={name: n.title for name, n in NETWORKS.items()})
+    dataset: str = setting(
+        "Data set", "images", "images to train on", "cifar10", choices={name: d.title for name, d in DATASETS.items()}
+    )
+    epochs: int | None = setting("Epochs", "budget", "passes over the training images", None, low=1, high=1000)
     seconds: float | None = setting(
-        "budget: seconds, evaluation included (default 60)", float, None, low=1, high=86_400
+        "Seconds", "budget", "evaluation included; 60 if neither is given", None, low=1, high=86_400
     )
-    batch_size: int = setting("pictures per step", int, 256, low=2, high=4096)
-    optimizer: str = setting("what turns gradients into steps", str, "muon", choices=("sgd", "adamw", "muon"))
-    learning_rate: float = setting("peak learning rate", float, LEARNING_RATES["muon"], low=1e-6, high=10)
-    schedule: str = setting(
-        "how the learning rate moves over the budget", str, "one_cycle", choices=("constant", "cosine", "one_cycle")
+    batch_size: int = setting("Batch size", "optimizer", "images per step", 256, low=2, high=4096)
+    optimizer: str = setting(
+        "Optimizer", "optimizer", "Muon orthogonalizes the updates of convolutions", "muon", choices=OPTIMIZERS
     )
+    learning_rate: float = setting("Learning rate", "optimizer", "its peak", LEARNING_RATES["muon"], low=1e-6, high=10)
+    schedule: str = setting("Schedule", "optimizer", "learning rate over the budget", "one_cycle", choices=SCHEDULES)
     weight_decay: float = setting(
-        "decay of weight matrices and kernels (Muon keeps its kernels at a fixed norm instead)",
-        float,
-        5e-4,
-        low=0,
-        high=1,
+        "Weight decay", "optimizer", "of weights; Muon fixes its kernels' norm instead", 5e-4, low=0, high=1
     )
-    label_smoothing: float = setting("share of the target given to all classes alike", float, 0.1, low=0, high=0.5)
+    label_smoothing: float = setting(
+        "Label smoothing", "optimizer", "fraction of the target spread over all classes", 0.1, low=0, high=0.5
+    )
     augmentation: str = setting(
-        "random changes of each picture: mirror, shift by up to 2 px (with cutout 4 px), an 8x8 hole",
-        str,
-        "flip_translate",
-        choices=("none", "flip", "flip_translate", "flip_translate_cutout"),
+        "Augmentation", "images", "shifts by 2 px, with cutout (8x8 px) by 4 px", SHIFT, choices=AUGMENTATIONS
     )
     precision: str = setting(
-        "number format of the heavy arithmetic; auto: bfloat16 or float16 where the hardware has it",
-        str,
-        "auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        "Precision", "more", "automatic: bfloat16 or float16 where the hardware is fast", "auto", choices=PRECISIONS
     )
-    validation_pictures: int = setting(
-        "training pictures held out to choose the best weights; 0: keep the last weights", int, 5000, low=0, high=25_000
-    )
-    seed: int = setting("where every random choice starts", int, 0, low=0, high=2**31 - 1)
-    start_from: str | None = setting("a checkpoint to start from: its name, run id, folder or file", str, None)
+    validation_pictures: int | None = setting("Validation images", "images", HELD_OUT_HELP, None, low=0, high=25_000)
+    seed: int = setting("Seed", "more", "random seed", 0, low=0, high=2**31 - 1)
+    start_from: str | None = setting("Start from", "more", "checkpoint: its name, run id, folder or file", None)
+
+    @property
+    def held_out(self) -> int:
+        """Return how many training images are held out for validation."""
+        return VALIDATION_PICTURES if self.validation_pictures is None else self.validation_pictures
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
         if (self.epochs is None) == (self.seconds is None):
             given = "neither" if self.epochs is None else "both"
-            raise ConfigError("epochs", f"A run has one budget, epochs or seconds; {given} was given.")
+            raise ConfigError("epochs", f"Budget: give either epochs or seconds; {given} was given.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON-ready values."""
@@ -98,9 +118,16 @@ class RunConfig:
         for field in dataclasses.fields(self)[1:]:
             value = getattr(self, field.name)
             usual = LEARNING_RATES[self.optimizer] if field.name == "learning_rate" else field.default
+            if field.name == "validation_pictures" and self.start_from is None and value == VALIDATION_PICTURES:
+                continue
             if value != usual:
                 words += [flag(field.name), repr(value) if isinstance(value, float) else str(value)]
         return shlex.join(words)
+
+
+def kind_of(field: dataclasses.Field[Any]) -> type:
+    """Return str, int or float: what a field holds where it is not None."""
+    return KINDS[str(field.type).split(" ")[0]]
 
 
 def flag(name: str) -> str:
@@ -110,24 +137,23 @@ def flag(name: str) -> str:
 
 def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     """Return `value` in the field's type, or raise ConfigError with the limits in the sentence."""
-    kind, choices = field.metadata["kind"], field.metadata["choices"]
+    kind, choices, label = kind_of(field), field.metadata["choices"], field.metadata["label"]
     if value is None and field.default is None:
         return None
+    given = "" if value is None else f", not {str(value)[:40]!r}" if kind is str else f", not {str(value)[:40]}"
     if choices:
-        if value not in choices:
-            raise ConfigError(field.name, f"{flag(field.name)} {value!r} is not known; choose {', '.join(choices)}.")
+        if not isinstance(value, str) or value not in choices:
+            raise ConfigError(field.name, f"{label}: choose {', '.join(choices)}{given}.")
         return value
     if kind is str:
         if not isinstance(value, str) or not value or "\0" in value:
-            raise ConfigError(field.name, f"{flag(field.name)} {value!r} is not a name; give one or leave it out.")
+            raise ConfigError(field.name, f"{label}: give a name or leave it out{given}.")
         return value
     low, high = field.metadata["low"], field.metadata["high"]
-    noun = "a whole number" if kind is int else "a number"
     number = _number(kind, value)
     if number is None or not low <= number <= high:
-        raise ConfigError(
-            field.name, f"{flag(field.name)} {str(value)[:40]} is not allowed; give {noun} from {low:,} to {high:,}."
-        )
+        noun = "whole number" if kind is int else "number"
+        raise ConfigError(field.name, f"{label}: enter a {noun} from {low:,} to {high:,}{given}.")
     return number
 
 
@@ -148,7 +174,9 @@ def from_dict(values: Any) -> RunConfig:
     """Return the RunConfig of a JSON object; unknown or missing fields raise ConfigError."""
     names = [field.name for field in dataclasses.fields(RunConfig)]
     if not isinstance(values, dict) or not set(values) <= set(names) or "model" not in values:
-        raise ConfigError("model", f"A configuration is an object with 'model' and some of: {', '.join(names[1:])}.")
+        raise ConfigError(
+            "model", f"A configuration is a JSON object with 'model' and some of: {', '.join(names[1:])}."
+        )
     return RunConfig(**values)
 
 
@@ -156,7 +184,7 @@ def override(base: dict[str, Any], changes: dict[str, Any]) -> RunConfig:
     """Return the RunConfig of `base` with `changes` on top, keeping the two rules a person expects.
 
     A new budget replaces the old one of the other kind, and another optimizer brings its own usual learning rate.
-    With no budget at all the run lasts 60 seconds.
+    Without a budget the run lasts 60 seconds.
     """
     values = dict(base)
     if "epochs" in changes or "seconds" in changes:
@@ -171,27 +199,8 @@ def override(base: dict[str, Any], changes: dict[str, Any]) -> RunConfig:
 
 
 def preset(name: str, model: str) -> dict[str, Any]:
-    """Return the fields that a preset sets for a model.
-
-    quick: best accuracy after 60 seconds. best: about 20 epochs. course: what the course project did, plain Adam for
-    one epoch of 500 steps of 100 pictures, from a checkpoint.
-    """
-    presets: dict[str, dict[str, Any]] = {
-        "quick": {"seconds": 60.0},
-        "best": {"epochs": 20, "batch_size": 256, "augmentation": "flip_translate_cutout"},
-        "course": {
-            "epochs": 1,
-            "batch_size": 100,
-            "optimizer": "adamw",
-            "weight_decay": 0.0,  # AdamW without decay is Adam
-            "learning_rate": LEARNING_RATES["adamw"],
-            "schedule": "constant",
-            "label_smoothing": 0.0,
-            "augmentation": "none",
-            "validation_pictures": 0,
-            "start_from": model,
-        },
-    }
-    if name not in presets:
-        raise ConfigError("preset", f"--preset {name!r} is not known; choose {', '.join(presets)}.")
-    return {"model": model, **presets[name]}
+    """Return the fields that a preset sets for a model. Raises ConfigError for an unknown preset."""
+    if name not in PRESETS:
+        raise ConfigError("preset", f"Preset: choose {', '.join(PRESETS)}, not {name!r}.")
+    fields = PRESETS[name][1]
+    return {"model": model, **fields, **({"start_from": model} if name == "course" else {})}

@@ -4,8 +4,6 @@
 decisions: what depends on time or on a person is decided by the first process, rank 0, which alone writes and tells.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass

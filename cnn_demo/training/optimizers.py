@@ -1,7 +1,5 @@
 """SGD, AdamW and Muon over a network's parameters, their learning-rate schedules, and their state by name."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,1 +1,1 @@
-"""The page: everything that knows gradio."""
+"""The page: the only package that imports gradio."""

@@ -1,93 +1,92 @@
-"""What programs may call, over HTTP (gradio_client) and as MCP tools: five endpoints, all else is private."""
+"""What programs may call, over HTTP (gradio_client) and as MCP tools: five endpoints; everything else is private."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
+import secrets
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.events import api
 
-from ..answers import inference
 from ..answers.inference import Classifier
-from ..errors import CnnDemoError
 from ..networks import stages as sizes
+from ..pictures import photo
 from ..runs.service import Service
 from ..training import config as configs
 from .classify import as_file
+from .events import sentences
 
 
 def build(service: Service, classifier: Classifier) -> None:
-    """Add the endpoints to the page that is being built."""
+    """Add the endpoints to the page that is being assembled."""
 
-    def start_run(model: str, recipe: dict[str, Any], owner: str) -> dict[str, Any]:
-        """Start training a network and return at once; ask run_status how it goes.
+    def start_run(model: str, recipe: dict[str, Any] | None = None, owner: str = "") -> dict[str, Any]:
+        """Start training a network and return at once; follow it with run_status.
 
         Args:
             model: vgg16, resnet50 or resnet50_full.
-            recipe: settings that differ from the usual ones, for example {"seconds": 60} or {"epochs": 5,
-                "optimizer": "sgd", "learning_rate": 0.1}; {} trains for 60 seconds.
-            owner: a secret text of your own; whoever knows it can stop the run. One active run per owner.
+            recipe: settings that differ from the defaults, for example {"seconds": 60} or {"epochs": 5,
+                "optimizer": "sgd", "learning_rate": 0.1}. Without a budget the run trains for 60 seconds.
+            owner: a secret text of your own, needed to stop the run. One active run per owner. If empty, the answer
+                holds a new one.
 
         Returns:
-            {"run": the run's id}.
+            {"run": id of the run}, and "owner" if you gave none.
         """
         with sentences():
-            config = configs.override(configs.preset("quick", model), recipe)
-            if "validation_pictures" not in recipe:
-                config = service.hold_out(config)
-            return {"run": service.submit(config, owner)}
+            secret = owner or secrets.token_hex(16)
+            run = service.submit(configs.override(configs.preset("quick", model), recipe or {}), secret)
+            return {"run": run} if owner else {"run": run, "owner": secret}
 
     def run_status(run: str, after: int = -1, owner: str = "") -> dict[str, Any]:
-        """Tell how a run goes, and what is new since the event number `after`.
+        """Return the state of a run, and what is new since the event number `after`.
 
         Args:
-            run: the run's id.
-            after: the "seq" of your last answer; -1 for everything.
-            owner: the secret given to start_run; without it you watch.
+            run: id of the run.
+            after: "seq" of your last answer; -1 for everything.
+            owner: the secret given to start_run; not needed to watch.
 
         Returns:
             state (queued, preparing, training, validating, testing, stopping, finished, stopped, diverged, failed,
-            interrupted), text (the same in words), share (0 to 1), points [step, loss, lowest, highest, learning rate],
-            epochs [step, epoch, training loss, validation loss, validation accuracy, is best], seq, and at the end
-            "end" with the test accuracy (0 to 1). Loss in nats.
+            interrupted), title, text (the state in words), share (progress, 0 to 1), points and epochs (rows; their
+            columns are named under "columns" in an answer with "reset": true), seq, and at the end "end" with the test
+            accuracy (0 to 1). Loss in nats.
         """
         with sentences():
             return service.watch(run, after, owner)
 
     def stop_run(run: str, owner: str) -> dict[str, Any]:
-        """Stop a run and keep its best weights; one that waits leaves the queue.
+        """Stop a run and keep its best weights; a waiting run leaves the queue.
 
         Args:
-            run: the run's id.
+            run: id of the run.
             owner: the secret given to start_run.
 
         Returns:
-            {"state": the run's state now}.
+            {"state": the state of the run now}.
         """
         with sentences():
             service.stop(run, owner)
             return {"state": service.watch(run, owner=owner)["state"]}
 
     def classify(picture: str, checkpoint: str) -> dict[str, Any]:
-        """Classify a picture into the ten classes that a checkpoint knows.
+        """Classify a picture into the ten classes of a checkpoint.
 
         Args:
-            picture: the picture file (JPEG, PNG, WEBP, GIF, BMP or TIFF); its centre square is used.
-            checkpoint: vgg16, resnet50 (shipped), or a run's id.
+            picture: the picture file (JPEG, PNG, WEBP, GIF, BMP or TIFF); its center square is used.
+            checkpoint: vgg16, resnet50 (shipped), or the id of a run.
 
         Returns:
-            predictions [{label, score}], the likeliest first, scores 0 to 1; unusual: the picture is unlike those the
-            checkpoint was tried on; unsure: its top score is lower than usual.
+            predictions [{label, score}], the highest score first, scores 0 to 1; unusual: the picture is unlike most
+            validation images; unsure: the top score is lower than usual.
         """
-        with sentences():
-            if not picture:
-                raise gr.Error("Give a picture.", print_exception=False)
-            square = inference.crop(inference.read_picture(Path(picture)))
-            found, answer = classifier.answer(checkpoint, square)
+        if not picture:
+            raise gr.Error("Give a picture.", print_exception=False)
+        with sentences(picture):
+            pixels = photo.to_input(photo.crop(photo.read_picture(Path(picture))))
+            found, answer = classifier.answer(checkpoint, pixels)
             return {"checkpoint": found.name, "model": found.model, **dataclasses.asdict(answer)}
 
     def stages(model: str, input_size: int = 32) -> dict[str, Any]:
@@ -95,10 +94,10 @@ def build(service: Service, classifier: Classifier) -> None:
 
         Args:
             model: vgg16, resnet50 or resnet50_full.
-            input_size: width and height of the picture in pixels.
+            input_size: width and height of the input in pixels.
 
         Returns:
-            model, input [C,H,W], parameters, macs (FLOPs = 2 x MACs) and a row for each stage.
+            model, input [C,H,W], parameters, macs (FLOPs = 2 x MACs) and stages, one entry each.
         """
         with sentences():
             return sizes.to_dict(model, input_size, explained=True)
@@ -116,12 +115,3 @@ def build(service: Service, classifier: Classifier) -> None:
         concurrency_limit=4,
         concurrency_id="classify",
     )
-
-
-@contextlib.contextmanager
-def sentences() -> Iterator[None]:
-    """Turn our errors into what a client of Gradio shows as a sentence."""
-    try:
-        yield
-    except CnnDemoError as error:
-        raise gr.Error(str(error), print_exception=False) from error

@@ -1,4 +1,4 @@
-"""Puts the page together: three tabs, a theme, and what programs may call."""
+"""Assembles the page: three tabs, a theme, and the API."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import gradio as gr
 from ..answers.inference import Classifier
 from ..runs.service import Service
 from . import api, classify, stages, train
-from .live_chart import PLOTLY
+from .run_view import PLOTLY
 
 HERE = Path(__file__).parent
-SCRIPTS = ("page.js", "live_chart.js", "stages.js")
-ACCENT = (  # from light to dark, around Okabe and Ito's blue
+SCRIPTS = ("page.js", "run_state.js", "run_chart.js", "run_text.js", "run_compare.js", "run_view.js", "stages.js")
+ACCENT = (  # from light to dark, around the blue of Okabe and Ito
     *("#eef6fc", "#d6e9f7", "#aed3ef", "#7db8e3", "#3f97d2", "#0072b2"),
     *("#00629a", "#00507f", "#003f64", "#002c47", "#001a2c"),
 )
 TITLE = """
 <h1>CNN Demo</h1>
-<p>Watch a convolutional network learn to tell ten things apart, see how large its feature maps are at each stage,
-and show it a picture of your own.</p>
+<p>Train VGG16 or ResNet50 live, see the feature maps at every stage, and classify your own pictures.</p>
 """
 
 
@@ -39,8 +38,8 @@ def build(service: Service) -> gr.Blocks:
                 stages.build()
             with gr.Tab("Classify", id="classify"):
                 classify.build(service, page, view, tabs, classifier)
-        if service.place:
-            gr.HTML(f"<p class='quiet'>{escape(service.place)}</p>", apply_default_css=False, elem_id="place")
+        if service.space_note:
+            gr.HTML(f"<p class='quiet'>{escape(service.space_note)}</p>", apply_default_css=False, elem_id="space-note")
         api.build(service, classifier)
     page.queue(max_size=1000)  # otherwise 1 on ZeroGPU
     # By default the queue looks for work a thousand times a second, taking Python's lock from the training each time.
@@ -49,7 +48,7 @@ def build(service: Service) -> gr.Blocks:
 
 
 def launch_options() -> dict[str, Any]:
-    """Return what `launch` needs to show the page as it is meant."""
+    """Return the arguments of `launch`: look, scripts, and what Gradio serves."""
     gr.set_static_paths([PLOTLY, HERE / "examples"])
     scripts = "".join(f"<script>{(HERE / name).read_text()}</script>" for name in SCRIPTS)
     return {

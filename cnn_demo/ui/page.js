@@ -9,8 +9,8 @@ window.cnnDemo = (() => {
   };
   let secret = "";
 
-  // The visitor's secret: whoever has it may stop or continue the runs started with it. It never leaves this browser
-  // but to the server of this page.
+  // The visitor's secret: whoever has it may stop, continue or rename the runs started with it. It is sent to no other
+  // server than the one this page is from.
   function owner() {
     secret = secret || store("cnn-demo-owner");
     if (!secret) {
@@ -28,7 +28,7 @@ window.cnnDemo = (() => {
     history.replaceState(null, "", run ? `?run=${encodeURIComponent(run)}` : location.pathname);
   }
 
-  // An element; attributes that start with "on" are listeners.
+  // Returns an element; attributes that start with "on" are listeners.
   function make(tag, attributes = {}, ...children) {
     const node = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
@@ -67,37 +67,69 @@ window.cnnDemo = (() => {
     }
   }
 
-  // Like inference.percent: never "100 %" below 99.95 %.
-  const percent = (share) => (share >= 0.9995 ? "100 %" : share < 0.001 ? "<0.1 %" : `${Math.min(share * 100, 99.9).toFixed(1)} %`);
+  function setText(node, text) {
+    if (node.textContent !== text) node.textContent = text;
+  }
 
-  const clock = (seconds) => {
+  // Builds the content of a node again only when `key` differs, so that a button keeps its focus between two updates.
+  function rebuild(node, key, build) {
+    if (node.dataset.key === key) return;
+    node.dataset.key = key;
+    node.replaceChildren(...build().filter(Boolean));
+  }
+
+  // Like inference.percent: never "100 %" below 99.95 %.
+  function percent(share) {
+    if (share >= 0.9995) return "100 %";
+    return share < 0.001 ? "<0.1 %" : `${Math.min(share * 100, 99.9).toFixed(1)} %`;
+  }
+
+  const count = (number) => number.toLocaleString("en");
+
+  function clock(seconds) {
     const whole = Math.round(seconds);
     const hours = Math.floor(whole / 3600);
     const rest = [Math.floor(whole / 60) % 60, whole % 60].map((n, i) => (i || hours ? String(n).padStart(2, "0") : n));
     return [...(hours ? [hours] : []), ...rest].join(":");
-  };
+  }
 
-  // The command line and the link of the form.
+  // The command line and the link of the form, or what is wrong in the form: beside its control where that is in view.
   function showCommand(root, props, watch) {
     const box = root.querySelector(".recipe-line");
     const draw = () => {
       const { command = "", query = "", cost, error, field } = props.value || {};
       const link = location.origin + location.pathname + query;
-      document.querySelectorAll("#recipe .wrong").forEach((told) => told.remove());
-      if (error) {
-        document.getElementById(`set-${field}`)?.append(make("p", { class: "wrong" }, error));
-        return box.replaceChildren(make("p", { class: "wrong", role: "alert" }, error));
+      document.querySelectorAll("#settings .wrong").forEach((sentence) => sentence.remove());
+      document.querySelectorAll("#settings [aria-invalid]").forEach((input) => input.removeAttribute("aria-invalid"));
+      const control = document.getElementById(`set-${field}`);
+      if (error && control?.offsetParent) {
+        control.append(make("p", { class: "wrong", role: "alert" }, error));
+        control.querySelector("input")?.setAttribute("aria-invalid", "true");
+        return box.replaceChildren();
       }
+      if (error) return box.replaceChildren(make("p", { class: "wrong", role: "alert" }, error));
       box.replaceChildren(
+        make("code", { class: "command", tabindex: "0", "aria-label": "the same run from a terminal" }, command),
+        copyButton(() => command, "command"),
+        copyButton(() => link, "link to these settings"),
         ...(cost ? [make("p", { class: "cost" }, cost)] : []),
-        make("p", {}, "The same run from a terminal:"),
-        make("code", { class: "command", tabindex: "0" }, command),
-        make("div", { class: "actions" }, copyButton(() => command, "command"), copyButton(() => link, "link to this recipe")),
       );
     };
     watch("value", draw);
     draw();
+    // Opening or closing the settings moves the sentence to where it can be seen.
+    document.addEventListener("click", (event) => {
+      if (props.value?.error && event.target.closest("#settings")) setTimeout(draw);
+    });
   }
 
-  return { owner, memory, remember, make, button, copyButton, percent, clock, showCommand };
+  // The example pictures of the Classify tab.
+  function showExamples(root, trigger) {
+    for (const example of root.querySelectorAll("button")) {
+      example.addEventListener("click", () => trigger("pick", { name: example.dataset.name }));
+    }
+  }
+
+  const shared = { owner, memory, remember, make, button, copyButton, setText, rebuild, percent, count, clock };
+  return { ...shared, showCommand, showExamples };
 })();

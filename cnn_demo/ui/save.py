@@ -1,11 +1,13 @@
-"""Save to the Hub, download, open from the Hub. A visitor's token is used where it arrives and kept nowhere."""
+"""Save to the Hub, download, open from the Hub. A visitor's token is used where it arrives and stored nowhere.
+
+The handlers that transfer are plain functions, not generators: Gradio lets one run to its end when the page is closed,
+so a long upload is not lost, and `gr.Progress` shows how far it is.
+"""
 
 from __future__ import annotations
 
-import queue
+import logging
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,59 +15,65 @@ from typing import Any
 import gradio as gr
 
 from ..errors import CnnDemoError
-from ..pictures.dataset import Report
 from ..runs.service import Service
-from ..sharing import card, hub
+from ..sharing import hub
+from ..sharing.export import export_zip
+from .events import ADD_OWNER, TRANSFER, UNQUEUED, failed, sentences
 
-OWNER_FIRST = "(...values) => [cnnDemo.owner(), ...values.slice(1)]"
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-AT_ONCE = PRIVATE | {"queue": False, "trigger_mode": "always_last"}  # by default what comes meanwhile is dropped
-TRANSFER = PRIVATE | {"concurrency_limit": 8}  # it may take minutes, and a class saves at the same time
-TERMINAL = """<p>Nobody can sign in to the Hub here: this page runs outside of a Space. From a terminal on its machine,
-after <code>hf auth login</code>:</p><code class='command'>python -m cnn_demo push {run} YOU/NAME</code>"""
+TERMINAL = """<p>Sign-in works only on a Space. On this machine, save from a terminal after
+<code>hf auth login</code>:</p><code class='command'>python -m cnn_demo push {run} YOU/NAME</code>"""
 
 
 def build_save(service: Service, view: gr.HTML) -> None:
-    """Lay out what opens by the button "Save or download" of the view of a run."""
+    """Lay out what the button "Save or download" of the view of a run opens."""
     owner, run = gr.Textbox(visible=False), gr.Textbox(visible=False)
     with gr.Column(visible=False, elem_id="save") as box:
         title = gr.HTML(apply_default_css=False)
         with gr.Column(visible=service.sign_in):
             if service.sign_in:
                 gr.LoginButton(size="md")
-            name = gr.Textbox(label="Repository", info="its name under yours; a new one is made", elem_id="save-name")
-            private = gr.Checkbox(False, label="private: only you can see it")
+            name = gr.Textbox(
+                label="Repository", info="Created under your account if it does not exist.", elem_id="save-name"
+            )
+            private = gr.Checkbox(False, label="Private: only you can see it")
             push = gr.Button("Save to the Hub", variant="primary", elem_id="save-push")
         pack = gr.Button("Download a zip", elem_id="save-zip")
-        told = gr.HTML(apply_default_css=False, elem_id="save-told")
+        result = gr.HTML(apply_default_css=False, elem_id="save-result", min_height=64)
         file = gr.File(visible=False, label="The checkpoint", elem_id="save-file")
 
     def show(secret: str, event: gr.EventData) -> list[Any]:
         chosen = str(event.run)
-        heading = f"<h3>Keep {escape(chosen)}</h3><p>Its weights in half size, with card, log and curve.</p>"
+        with sentences():
+            found = service.exportable(chosen, secret)
+        suggestion = "cnn-demo-" + found.config.model.replace("_", "-")
+        heading = f"<h3>Save {escape(found.title)}</h3><p>Saves float16 weights, model card, log and curve.</p>"
         heading += "" if service.sign_in else TERMINAL.format(run=escape(chosen))
-        model = chosen.split("-")[0] if not chosen.startswith("hf-") else "checkpoint"
-        return [gr.update(visible=True), chosen, heading, f"cnn-demo-{model}", "", gr.update(visible=False)]
+        return [gr.update(visible=True), chosen, heading, suggestion, "", gr.update(visible=False)]
 
     def save(
-        secret: str, chosen: str, repo: str, hidden: bool, profile: gr.OAuthProfile | None, token: gr.OAuthToken | None
-    ) -> Iterator[str]:
-        """Save the run under the visitor's name; yield how far it is, then the link or what went wrong."""
+        secret: str,
+        chosen: str,
+        repo: str,
+        hidden: bool,
+        profile: gr.OAuthProfile | None,
+        token: gr.OAuthToken | None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> str:
+        """Save the run under the visitor's name; return the link, or what went wrong."""
         if profile is None or token is None:
-            yield failed("Sign in first: the repository is made under your name, with your own rights.")
-            return
+            return failed("Sign in first: the repository is created under your account, with your permissions.")
         target = f"{profile.username}/{repo.strip()}"
-
-        def work(report: Report) -> str:
-            return hub.push(service.exportable(chosen, secret), service.hub, target, token.token, hidden, report)
-
-        for item in working(work):
-            if isinstance(item, tuple):
-                yield f"<p role='status'>{escape(item[0])} …</p><progress value='{item[1]:.2f}'></progress>"
-            elif isinstance(item, CnnDemoError):
-                yield failed(str(item))
-            else:
-                yield f"<p role='status'>Saved: <a href='{escape(item)}' target='_blank'>{escape(item)}</a></p>"
+        try:
+            found = service.exportable(chosen, secret)
+            link = hub.push(
+                found, service.hub, target, token.token, hidden, lambda text, share: progress(share, desc=text)
+            )
+        except CnnDemoError as error:
+            return failed(str(error))
+        except Exception:
+            logging.getLogger(__name__).exception("saving %s", chosen)
+            return failed("Something failed on our side; the details are in the server log.")
+        return f"<p role='status'>Saved: <a href='{escape(link)}' target='_blank'>{escape(link)}</a></p>"
 
     def download(secret: str, chosen: str) -> list[Any]:
         """Return the run as a zip."""
@@ -73,19 +81,20 @@ def build_save(service: Service, view: gr.HTML) -> None:
             found = service.exportable(chosen, secret)
             Path(file.GRADIO_CACHE).mkdir(parents=True, exist_ok=True)
             path = Path(tempfile.mkdtemp(dir=file.GRADIO_CACHE)) / f"{found.id}.zip"  # Gradio deletes it in time
-            card.export_zip(found, path)
+            export_zip(found, path)
         except CnnDemoError as error:
             return [failed(str(error)), gr.update(visible=False)]
         return ["", gr.update(value=str(path), visible=True)]
 
-    shown = view.save(show, owner, [box, run, title, name, told, file], **AT_ONCE)
-    shown.then(None, js="() => document.getElementById('save').scrollIntoView({ behavior: 'smooth', block: 'center' })")
-    push.click(save, [owner, run, name, private], told, js=OWNER_FIRST, **TRANSFER)
-    pack.click(download, [owner, run], [told, file], js=OWNER_FIRST, **(TRANSFER | {"show_progress": "minimal"}))
+    scroll = "() => document.getElementById('save').scrollIntoView({ behavior: 'smooth', block: 'center' })"
+    opened = view.save(show, owner, [box, run, title, name, result, file], js=ADD_OWNER, **UNQUEUED)
+    opened.then(None, js=scroll)
+    push.click(save, [owner, run, name, private], result, js=ADD_OWNER, **TRANSFER)
+    pack.click(download, [owner, run], [result, file], js=ADD_OWNER, **TRANSFER)
 
 
 def build_open(service: Service, page: gr.Blocks) -> gr.Textbox:
-    """Lay out how a checkpoint of the Hub is opened; return the component that changes to its name here."""
+    """Lay out how a checkpoint is opened from the Hub; return the component that changes to its run id."""
     opened, owner = gr.Textbox(visible=False), gr.Textbox(visible=False)
     with gr.Accordion("Open from the Hub", open=False, elem_id="open"):
         if service.sign_in:
@@ -98,59 +107,35 @@ def build_open(service: Service, page: gr.Blocks) -> gr.Textbox:
             elem_id="open-repo",
         )
         fetch = gr.Button("Open", elem_id="open-fetch")
-        told = gr.HTML(apply_default_css=False, elem_id="open-told")
+        result = gr.HTML(apply_default_css=False, elem_id="open-result", min_height=64)
 
-    def pull(secret: str, text: str | None, token: gr.OAuthToken | None) -> Iterator[list[Any]]:
-        """Fetch a checkpoint; yield how far it is, then what came of it."""
-        if not text or not secret:  # what nobody owns would be everybody's
-            yield [failed("Give a repository, for example owner/name."), gr.skip()]
-            return
-        yield [f"<p role='status'>Looking at {escape(text[:120])} …</p>", gr.skip()]
+    def pull(
+        secret: str,
+        text: str | None,
+        token: gr.OAuthToken | None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> list[Any]:
+        """Download a checkpoint; return the result and its run id."""
+        if not text or not secret:  # without an owner everyone would see it
+            return [failed("Enter a repository, for example owner/name."), gr.skip()]
+        progress(0, desc=f"Downloading {text[:120]}")
         try:
             run = hub.pull(service.root, service.hub, text, token.token if token else False, secret)
         except CnnDemoError as error:
-            yield [failed(str(error)), gr.skip()]
-            return
+            return [failed(str(error)), gr.skip()]
         source = f"{run.source['repo']}@{run.source['commit'][:8]}"
-        yield [f"<p role='status'>Opened {escape(source)}; it answers from now on.</p>", run.id]
+        return [f"<p role='status'>Opened {escape(source)}. It is now selected.</p>", run.id]
 
-    def own(profile: gr.OAuthProfile | None, token: gr.OAuthToken | None) -> Any:
+    def list_own(profile: gr.OAuthProfile | None, token: gr.OAuthToken | None) -> Any:
         """Return the visitor's own repositories as choices."""
         if profile is None or token is None:
             return gr.skip()
         try:
-            return gr.update(choices=hub.own(service.hub, profile.username, token.token))
+            return gr.update(choices=hub.list_repositories(service.hub, profile.username, token.token))
         except CnnDemoError:
             return gr.skip()
 
-    fetch.click(pull, [owner, repo], [told, opened], js=OWNER_FIRST, **TRANSFER)
+    fetch.click(pull, [owner, repo], [result, opened], js=ADD_OWNER, show_progress_on=result, **TRANSFER)
     if service.sign_in:
-        page.load(own, None, repo, **TRANSFER)
+        page.load(list_own, None, repo, **(TRANSFER | {"show_progress": "hidden"}))
     return opened
-
-
-def failed(sentence: str) -> str:
-    """Return a sentence about what went wrong, as HTML."""
-    return f"<p class='wrong' role='alert'>{escape(sentence)}</p>"
-
-
-def working(work: Callable[[Report], str]) -> Iterator[tuple[str, float] | CnnDemoError | str]:
-    """Yield what `work` reports while it goes on in a thread of its own, then its result or error.
-
-    A closed page leaves it to its end: half an upload would have to be made again.
-    """
-    told: queue.Queue[tuple[str, float] | CnnDemoError | str] = queue.Queue()
-
-    def run() -> None:
-        try:
-            told.put(work(lambda text, share: told.put((text, share))))
-        except CnnDemoError as error:
-            told.put(error)
-        except Exception:
-            told.put(CnnDemoError("That failed here, for a reason that stands in the server's log."))
-            raise
-
-    threading.Thread(target=run, name="save", daemon=True).start()
-    while isinstance(item := told.get(), tuple):
-        yield item
-    yield item

@@ -1,71 +1,137 @@
-// Feature-map sizes, drawn to scale, and the table beside them; either opens a stage's explanation.
+// Feature-map sizes, drawn to scale, and the same in a table; either opens a stage's explanation.
+cnnDemo.shapeText = ([channels, height, width]) => `${height}×${width}×${cnnDemo.count(channels)}`;
+cnnDemo.shareText = (part, whole) => `${((100 * part) / whole).toFixed(1)} %`;
+
 cnnDemo.showStages = (root, props, watch) => {
   const { make } = cnnDemo;
   const box = root.querySelector(".stages-view");
-  const KEYS = ["stem", "stage1", "stage2", "stage3", "stage4", "stage5", "classifier"];
-  const count = (number) => number.toLocaleString("en");
-  const share = (part, whole) => `${((100 * part) / whole).toFixed(1)} %`;
   let open = ""; // the name of the stage that is open, in all networks
+
+  function toggle(name) {
+    open = open === name ? "" : name;
+    const focus = document.activeElement?.dataset.stage;
+    draw();
+    if (focus) box.querySelector(`[data-stage="${focus}"]`)?.focus();
+  }
 
   function draw() {
     const { networks = [] } = props.value || {};
-    // One scale for all that is side by side: 64 px for the picture's height, lengths by the most channels.
-    const most = Math.max(...networks.flatMap((network) => network.stages.map((stage) => stage.output[0])));
-    const input = networks[0]?.input[1] || 32;
-    const parts = networks.map((network) => show(network, input, most));
-    box.replaceChildren(make("div", { class: "drawings" }, ...parts.map(([drawing]) => drawing)), ...parts.map(([, table]) => table));
-  }
-
-  function show(network, input, most) {
-    const { stages, parameters, macs } = network;
-    const values = stages.map((stage) => stage.output.reduce((product, n) => product * n, 1));
-    const allValues = values.reduce((sum, n) => sum + n, 0);
-    const shape = ([channels, height, width]) => `${height}×${width}×${count(channels)}`;
-
-    const slab = (name, output) => {
-      const height = Math.max(2, (64 * output[1]) / input);
-      const length = Math.max(0.6, (100 * Math.sqrt(output[0])) / Math.sqrt(most));
-      return make("span", { class: "slab-room" }, make("span", { class: `slab ${name}`, style: `height:${height}px;width:${length}%` }));
-    };
-    const toggle = (name) => () => {
-      open = open === name ? "" : name;
-      const focus = document.activeElement?.dataset.stage;
-      draw();
-      if (focus) box.querySelector(`[data-stage="${focus}"]`)?.focus();
-    };
-    const rows = stages.map((stage, i) => {
-      const opened = open === stage.name;
-      const row = make("button", { type: "button", class: "stage-row", "aria-expanded": String(opened), "data-stage": `${network.model} row ${stage.name}`, onclick: toggle(stage.name) },
-        make("strong", {}, shape(stage.output)), slab(stage.name, stage.output), make("span", { class: "what" }, make("b", {}, stage.name), ` ${stage.description}`));
-      return make("li", {}, row, opened ? make("p", { class: "explanation", role: "status" }, stage.explanation) : null);
-    });
-    const first = make("li", {}, make("div", { class: "stage-row" }, make("strong", {}, shape(network.input)), slab("input", network.input), make("span", { class: "what" }, make("b", {}, "input"), " red, green, blue")));
-
-    const bar = (title, parts, whole) =>
-      make("div", { class: "share" }, make("span", {}, title),
-        make("div", { class: "share-bar", role: "img", "aria-label": `${title}: ${stages.map((stage, i) => `${stage.name} ${share(parts[i], whole)}`).join(", ")}` },
-          ...stages.map((stage, i) => make("span", { class: stage.name, style: `width:${(100 * parts[i]) / whole}%`, title: `${stage.name}: ${count(parts[i])} (${share(parts[i], whole)})` }, parts[i] / whole >= 0.06 ? `${Math.round((100 * parts[i]) / whole)} %` : ""))));
-
-    const heads = ["stage", "layers", "output H×W×C", "values", "parameters", "share", "MACs", "share", "field, px", "stride", "KiB"];
-    const body = stages.map((stage, i) =>
-      make("tr", { class: open === stage.name ? "open" : "", onclick: toggle(stage.name) },
-        make("th", { scope: "row" }, make("button", { type: "button", "aria-expanded": String(open === stage.name), "data-stage": `${network.model} cell ${stage.name}` }, make("span", { class: `dot ${stage.name}` }), stage.name)),
-        ...[stage.layers, shape(stage.output), count(values[i]), count(stage.parameters), share(stage.parameters, parameters), count(stage.macs), share(stage.macs, macs), count(stage.receptive_field), stage.stride, count(Number((stage.activation_bytes / 1024).toPrecision(3)))].map((cell) => make("td", {}, String(cell)))));
-    const total = make("tr", { class: "total" }, make("th", { scope: "row" }, "total"), ...[stages.reduce((sum, stage) => sum + stage.layers, 0), "", count(allValues), count(parameters), "", count(macs), "", "", "", ""].map((cell) => make("td", {}, String(cell))));
-
-    const drawing = make("section", { class: "network" },
-      make("h2", {}, network.title),
-      make("p", { class: "quiet" }, `${count(parameters)} parameters · ${count(macs)} MACs (FLOPs = 2 × MACs), for one picture of ${input}×${input}`),
-      make("ol", { class: "stage-rows" }, first, ...rows),
-      make("p", { class: "quiet" }, "Height: pixels, to scale. Length: √channels."),
-      bar("values out", values, allValues), bar("parameters", stages.map((stage) => stage.parameters), parameters), bar("MACs", stages.map((stage) => stage.macs), macs));
-    const table = make("section", { class: "network" },
-      make("h2", {}, `${network.title} in numbers`),
-      make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `table of the stages of ${network.title}` },
-        make("table", {}, make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", { scope: "col" }, head)))), make("tbody", {}, ...body, total))));
-    return [drawing, table];
+    // One scale for all networks: 64 px for the height of the input, lengths by the most channels.
+    const channels = networks.flatMap((network) => network.stages.map((stage) => stage.output[0]));
+    const scale = { input: networks[0]?.input[1] || 32, most: Math.max(...channels) };
+    const drawings = networks.map((network) => cnnDemo.stageDrawing(network, scale, open, toggle));
+    const tables = networks.map((network) => cnnDemo.stageTable(network, open, toggle));
+    box.replaceChildren(make("div", { class: "drawings" }, ...drawings), ...tables);
   }
 
   watch("value", draw);
   draw();
+};
+
+// Adds up the stages: each one's values, and the totals of the network.
+cnnDemo.stageTotals = ({ stages, parameters, macs }) => {
+  const values = stages.map((stage) => stage.output.reduce((product, n) => product * n, 1));
+  return { values, all: values.reduce((sum, n) => sum + n, 0), parameters, macs };
+};
+
+// A network as rows of slabs, and how values, parameters and MACs divide among its stages.
+cnnDemo.stageDrawing = (network, scale, open, toggle) => {
+  const { make, count } = cnnDemo;
+  const { stages } = network;
+  const totals = cnnDemo.stageTotals(network);
+  const sizes = `${count(totals.parameters)} parameters · ${count(totals.macs)} MACs (FLOPs = 2 × MACs)`;
+
+  function cells(name, output, description) {
+    const height = Math.max(2, (64 * output[1]) / scale.input);
+    const length = Math.max(0.6, 100 * Math.sqrt(output[0] / scale.most));
+    const slab = make("span", { class: `slab ${name}`, style: `height:${height}px;width:${length}%` });
+    return [
+      make("strong", {}, cnnDemo.shapeText(output)),
+      make("span", { class: "slab-room" }, slab),
+      make("span", { class: "what" }, make("b", {}, name), ` ${description}`),
+    ];
+  }
+
+  function row(stage) {
+    const opened = open === stage.name;
+    const attributes = {
+      type: "button", class: "stage-row", "aria-expanded": String(opened),
+      "data-stage": `${network.model} row ${stage.name}`, onclick: () => toggle(stage.name),
+    };
+    const button = make("button", attributes, ...cells(stage.name, stage.output, stage.description));
+    const explanation = opened ? make("p", { class: "explanation", role: "status" }, stage.explanation) : null;
+    return make("li", {}, button, explanation);
+  }
+
+  const input = make("div", { class: "stage-row" }, ...cells("input", network.input, "red, green, blue"));
+  return make("section", { class: "network" },
+    make("h2", {}, network.title),
+    make("p", { class: "quiet" }, network.about),
+    make("p", { class: "quiet" }, `${sizes} per image of ${scale.input}×${scale.input}`),
+    make("ol", { class: "stage-rows" }, make("li", {}, input), ...stages.map(row)),
+    make("p", { class: "quiet" }, "Height: pixels, to scale. Length: √channels."),
+    cnnDemo.shareBar("output values", stages, totals.values, totals.all),
+    cnnDemo.shareBar("parameters", stages, stages.map((stage) => stage.parameters), totals.parameters),
+    cnnDemo.shareBar("MACs", stages, stages.map((stage) => stage.macs), totals.macs));
+};
+
+// A bar of all stages, each as long as its part of the whole.
+cnnDemo.shareBar = (title, stages, parts, whole) => {
+  const { make, count } = cnnDemo;
+  const texts = stages.map((stage, i) => `${stage.name} ${cnnDemo.shareText(parts[i], whole)}`);
+  const pieces = stages.map((stage, i) => {
+    const percent = (100 * parts[i]) / whole;
+    const hint = `${stage.name}: ${count(parts[i])} (${cnnDemo.shareText(parts[i], whole)})`;
+    const text = percent >= 6 ? `${Math.round(percent)} %` : "";
+    return make("span", { class: stage.name, style: `width:${percent}%`, title: hint }, text);
+  });
+  const label = `${title}: ${texts.join(", ")}`;
+  const bar = make("div", { class: "share-bar", role: "img", "aria-label": label }, ...pieces);
+  return make("div", { class: "share" }, make("span", {}, title), bar);
+};
+
+cnnDemo.stageTable = (network, open, toggle) => {
+  const { make, count } = cnnDemo;
+  const { stages } = network;
+  const totals = cnnDemo.stageTotals(network);
+  const columns = {
+    layers: (stage) => stage.layers,
+    "output H×W×C": (stage) => cnnDemo.shapeText(stage.output),
+    values: (stage) => count(stage.output.reduce((product, n) => product * n, 1)),
+    parameters: (stage) => count(stage.parameters),
+    "% of parameters": (stage) => cnnDemo.shareText(stage.parameters, totals.parameters),
+    MACs: (stage) => count(stage.macs),
+    "% of MACs": (stage) => cnnDemo.shareText(stage.macs, totals.macs),
+    "receptive field, px": (stage) => count(stage.receptive_field),
+    stride: (stage) => stage.stride,
+    KiB: (stage) => count(Number((stage.activation_bytes / 1024).toPrecision(3))),
+  };
+  const sums = {
+    layers: stages.reduce((sum, stage) => sum + stage.layers, 0),
+    values: count(totals.all),
+    parameters: count(totals.parameters),
+    MACs: count(totals.macs),
+  };
+
+  function row(stage) {
+    const opened = open === stage.name;
+    const attributes = {
+      type: "button", "aria-expanded": String(opened), "data-stage": `${network.model} cell ${stage.name}`,
+    };
+    const button = make("button", attributes, make("span", { class: `dot ${stage.name}` }), stage.name);
+    const cells = Object.values(columns).map((text) => make("td", {}, String(text(stage))));
+    return make("tr", { class: opened ? "open" : "", onclick: () => toggle(stage.name) },
+      make("th", { scope: "row" }, button), ...cells);
+  }
+
+  const heads = ["stage", ...Object.keys(columns)].map((head) => make("th", { scope: "col" }, head));
+  const total = Object.keys(columns).map((column) => make("td", {}, String(sums[column] ?? "")));
+  const label = `table of the stages of ${network.title}`;
+  return make("section", { class: "network" },
+    make("h2", {}, `${network.title} in numbers`),
+    make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
+      make("table", {},
+        make("thead", {}, make("tr", {}, ...heads)),
+        make("tbody", {}, ...stages.map(row),
+          make("tr", { class: "total" }, make("th", { scope: "row" }, "total"), ...total)))));
 };

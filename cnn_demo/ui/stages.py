@@ -7,9 +7,8 @@ from typing import Any
 import gradio as gr
 
 from ..networks import stages
-from ..training.config import MODELS
-from .save import AT_ONCE
-from .train import TITLES
+from ..networks.catalog import NETWORKS
+from .events import UNQUEUED
 
 NONE = "none"
 
@@ -17,15 +16,15 @@ NONE = "none"
 def build() -> None:
     """Lay out the tab."""
     gr.HTML(
-        "<p>A network turns one large map of few channels (the picture) into ever smaller maps of more channels. "
-        "Open a row to read what its stage does.</p>",
+        "<p>A network turns one large map of few channels (the image) into smaller and smaller maps of more "
+        "channels. Open a row to read what its stage does.</p>",
         apply_default_css=False,
     )
-    names = [(TITLES[name], name) for name in MODELS]
+    names = [(network.title, name) for name, network in NETWORKS.items()]
     with gr.Row():
         first = gr.Radio(names, value="vgg16", label="Network", scale=3)
-        second = gr.Radio([*names, ("none", NONE)], value="resnet50", label="Beside it", scale=3)
-        size = gr.Radio([("32 px, CIFAR-10", 32), ("224 px, a photo", 224)], value=32, label="Input", scale=2)
+        second = gr.Radio([*names, ("none", NONE)], value="resnet50", label="Compare with", scale=3)
+        size = gr.Radio([("32 px (CIFAR-10)", 32), ("224 px (a photo)", 224)], value=32, label="Input", scale=2)
     view = gr.HTML(
         tables("vgg16", "resnet50", 32),
         html_template="<div class='stages-view'></div>",
@@ -33,10 +32,11 @@ def build() -> None:
         apply_default_css=False,
         elem_id="stages",
     )
-    gr.on([first.change, second.change, size.change], tables, [first, second, size], view, **AT_ONCE)
+    gr.on([first.change, second.change, size.change], tables, [first, second, size], view, **UNQUEUED)
 
 
 def tables(first: str, second: str, input_size: int) -> dict[str, Any]:
     """Return the tables of one or two networks, with the sentences that explain each stage."""
     names = [first] if second in (NONE, first) else [first, second]
-    return {"networks": [{"title": TITLES[name], **stages.to_dict(name, input_size, explained=True)} for name in names]}
+    about = {name: {"title": NETWORKS[name].title, "about": NETWORKS[name].about} for name in names}
+    return {"networks": [about[name] | stages.to_dict(name, input_size, explained=True) for name in names]}

@@ -1,4 +1,4 @@
-"""A run in the browser: it lives on the server, and the page shows it whatever happens to the page."""
+"""A run in the browser: it lives on the server, whatever happens to the page."""
 
 import json
 import re
@@ -8,32 +8,31 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Page, expect
 
-from cnn_demo.runs import folder as runs
+from cnn_demo.runs import folder
 from cnn_demo.training import events
 from cnn_demo.training.config import RunConfig
 from tests.apps import App
-from tests.browser.conftest import QUIET, traces, wait_for_points
+from tests.browser.conftest import LONG_RUN, open_settings, open_tab, run_id, traces, wait_for_points
 
 Visit = Callable[..., Page]
 
 
-def test_the_first_sight_is_a_finished_run_that_can_be_replayed(visit: Visit) -> None:
+def test_first_view_is_a_finished_run_that_replays(visit: Visit) -> None:
     page = visit()
     expect(page.locator(".badge")).to_have_text("example")
-    expect(page.locator(".run-card")).to_contain_text("test pictures are told right")
+    expect(page.locator(".run-card")).to_contain_text("test accuracy (40 images)")
     wait_for_points(page, 2)
     whole = len(traces(page)["loss, smoothed"])
     page.get_by_role("button", name="Replay").click()
     page.wait_for_function(f"() => document.querySelector('.run-chart')?.data?.[1].x.length < {whole}")
-    page.get_by_role("button", name="Show all of it").click()
+    page.get_by_role("button", name="Show the full run").click()
     page.wait_for_function(f"() => document.querySelector('.run-chart')?.data?.[1].x.length === {whole}")
-    expect(page.get_by_role("button", name="Discard")).to_have_count(0)  # it is nobody's
+    expect(page.get_by_role("button", name="Discard")).to_have_count(0)  # it has no owner
 
 
-def test_the_curve_grows_by_less_than_a_kilobyte_a_time(training: Page) -> None:
+def test_each_update_is_less_than_a_kilobyte(training: Page) -> None:
     bodies: list[int] = []
     training.on(
         "response", lambda answer: bodies.append(len(answer.body())) if "component_server" in answer.url else None
@@ -47,8 +46,8 @@ def test_the_curve_grows_by_less_than_a_kilobyte_a_time(training: Page) -> None:
     assert len(bodies) >= 2 and max(bodies) < 1000, bodies
 
 
-def test_a_reload_in_mid_run_brings_all_of_it_back(training: Page) -> None:
-    run = training.locator(".run-head code").inner_text()
+def test_reload_restores_run_and_form(training: Page) -> None:
+    run = run_id(training)
     before = len(traces(training)["loss, smoothed"])
     begun = time.monotonic()
     training.goto(training.url.split("?")[0])  # without the run in the address: the browser remembers it
@@ -56,13 +55,13 @@ def test_a_reload_in_mid_run_brings_all_of_it_back(training: Page) -> None:
     assert time.monotonic() - begun < 10  # under 2 s where the machine does nothing else; this one trains, too
     expect(training.locator(".run-head code")).to_have_text(run)
     expect(training.get_by_role("button", name="Stop and keep the best")).to_be_visible()
-    training.get_by_role("button", name="Recipe: every setting").click()
-    expect(training.get_by_label("epochs")).to_have_value("500")
-    expect(training.get_by_label("shapes")).to_be_checked()
+    open_settings(training)
+    expect(training.get_by_label("Epochs")).to_have_value("500")
+    expect(training.get_by_label("Shapes (drawn by the program)")).to_be_checked()
 
 
-def test_another_visitor_sees_nothing_of_it_but_by_link(training: Page, visit: Visit) -> None:
-    run = training.locator(".run-head code").inner_text()
+def test_other_visitors_see_a_run_only_by_link(training: Page, visit: Visit) -> None:
+    run = run_id(training)
     other = visit()
     expect(other.locator(".badge")).to_have_text("example")
     other.get_by_text("Compare with other runs").click()
@@ -75,7 +74,7 @@ def test_another_visitor_sees_nothing_of_it_but_by_link(training: Page, visit: V
     expect(watching.get_by_role("button", name="Start training")).to_be_enabled()
 
 
-def test_stop_is_heard_at_once_and_continue_goes_on(training: Page) -> None:
+def test_stop_is_immediate_and_continue_resumes(training: Page) -> None:
     begun = time.monotonic()
     training.get_by_role("button", name="Stop and keep the best").click()
     training.locator(".badge.stopping, .badge.stopped").wait_for()
@@ -91,8 +90,8 @@ def test_stop_is_heard_at_once_and_continue_goes_on(training: Page) -> None:
     assert steps == sorted(set(steps))
 
 
-def test_a_second_visitor_waits_in_line_and_may_leave_it(training: Page, visit: Visit) -> None:
-    second = visit(QUIET)
+def test_second_visitor_waits_in_the_queue_and_leaves_it(training: Page, visit: Visit) -> None:
+    second = visit(LONG_RUN)
     second.get_by_role("button", name="Start training").click()
     expect(second.locator(".badge")).to_have_text("queued")
     expect(second.locator(".run-status")).to_contain_text("Waiting: next in line")
@@ -122,60 +121,29 @@ def test_zoom_and_legend_survive_updates(training: Page) -> None:
     assert training.evaluate("() => document.querySelector('.run-chart')._fullData[0].visible") == "legendonly"
 
 
-def test_a_wrong_value_is_told_beside_its_control(visit: Visit) -> None:
-    page = visit(QUIET)
-    page.get_by_role("button", name="Recipe: every setting").click()
-    page.get_by_label("batch size").fill("5000")
-    page.get_by_label("batch size").blur()
-    expect(page.locator(".recipe-line")).to_contain_text("give a whole number from 2 to 4,096")
-    expect(page.locator("#set-batch_size")).to_contain_text("5000 is not allowed")
-    page.get_by_role("button", name="Start training").click()
-    expect(page.locator(".run-note")).to_contain_text("Not started. --batch-size 5000 is not allowed")
-    expect(page.locator(".badge")).to_have_text("example")
-
-
-def test_the_form_makes_the_command_and_the_link(visit: Visit, app: App) -> None:
-    page = visit()
-    page.get_by_role("button", name="Best: 20 epochs").click()
-    expect(page.locator(".command")).to_contain_text("--epochs 20")
-    page.get_by_role("button", name="Recipe: every setting").click()
-    page.get_by_label("sgd").check()
-    page.get_by_label("seconds").fill("90")
-    page.get_by_label("seconds").blur()
-    expect(page.locator(".command")).to_contain_text("--seconds 90")
-    expect(page.locator(".command")).to_contain_text("--optimizer sgd")
-    expect(page.locator(".command")).not_to_contain_text("--epochs")
-    expect(page.locator(".command")).not_to_contain_text("--learning-rate")  # the usual one of sgd
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.get_by_role("button", name="Copy link to this recipe").click()
-    page.goto(page.evaluate("() => navigator.clipboard.readText()"))
-    expect(page.locator(".command")).to_contain_text("--seconds 90")
-    expect(page.locator(".command")).to_contain_text("--optimizer sgd")
-
-
-def test_two_runs_are_laid_over_each_other(app: App, visit: Visit, shipped: Path) -> None:
-    folder = app.root / "from-the-command-line"
-    shutil.copytree(shipped, folder)
-    description = json.loads((folder / "config.json").read_text())
+def test_overlay_two_runs(app: App, visit: Visit, shipped: Path) -> None:
+    other = app.root / "from-the-command-line"
+    shutil.copytree(shipped, other)
+    description = json.loads((other / "config.json").read_text())
     description["recipe"]["seed"] = 7
-    (folder / "config.json").write_text(json.dumps(description))
+    (other / "config.json").write_text(json.dumps(description))
     page = visit()
     page.get_by_text("Compare with other runs").click()
-    page.get_by_label("from-the-command-line").check()
+    page.get_by_label(re.compile("from-the-command-line")).check()
     table = page.locator(".run-table table")
-    expect(table.get_by_role("row", name="seed")).to_contain_text("7")
+    expect(table.get_by_role("row", name="Seed")).to_contain_text("7")
     expect(table).to_contain_text("test accuracy")
     page.wait_for_function("() => document.querySelector('.run-chart')?.data?.length === 12")
     assert {"1: loss, smoothed", "2: loss, smoothed"} <= set(traces(page))
-    page.get_by_label("from-the-command-line").uncheck()
+    page.get_by_label(re.compile("from-the-command-line")).uncheck()
     page.wait_for_function("() => document.querySelector('.run-chart')?.data?.length === 6")
-    shutil.rmtree(folder)
+    shutil.rmtree(other)
 
 
-def test_a_long_run_draws_few_points_and_every_extreme(app: App, visit: Visit) -> None:
-    run = runs.create(app.root, RunConfig(model="vgg16", dataset="shapes", epochs=10))
-    with run.held():
-        run.append(
+def test_long_run_draws_few_points_and_every_extreme(app: App, visit: Visit) -> None:
+    run = folder.create(app.root, RunConfig(model="vgg16", dataset="shapes", epochs=10))
+    with run.locked():
+        run.log.append(
             events.RunStarted(
                 step=0,
                 steps_per_epoch=1000,
@@ -190,11 +158,11 @@ def test_a_long_run_draws_few_points_and_every_extreme(app: App, visit: Visit) -
         for step in range(1, 10_001):
             loss = 9.25 if step == 4321 else 0.125 if step == 7777 else 2.0
             fields = {"phase": "training", "epoch": step // 1000 + 1, "step": step, "share": step / 10_000}
-            run.append(events.Progress(**fields, loss=loss, loss_low=loss, loss_high=loss))
+            run.log.append(events.Progress(**fields, loss=loss, loss_low=loss, loss_high=loss))
             if step % 1000 == 0:
                 accuracy = 0.9 if step == 6000 else 0.5
                 found = {"validation_loss": 1.0, "validation_accuracy": accuracy, "best": step in (1000, 6000)}
-                run.append(events.EpochDone(epoch=step // 1000, step=step, train_loss=2.0, **found))
+                run.log.append(events.EpochDone(epoch=step // 1000, step=step, train_loss=2.0, **found))
     page = visit(f"?run={run.id}")
     wait_for_points(page, 100)
     drawn = traces(page)
@@ -205,10 +173,9 @@ def test_a_long_run_draws_few_points_and_every_extreme(app: App, visit: Visit) -
     shutil.rmtree(run.folder)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL])
-def test_a_killed_server_leaves_a_run_that_continues(training: Page, app: App, how: signal.Signals) -> None:
-    run = training.locator(".run-head code").inner_text()
-    app.end(how)
+def test_run_continues_after_a_killed_server(training: Page, app: App) -> None:
+    run = run_id(training)
+    app.end(signal.SIGKILL)
     app.start()
     training.goto(app.url)
     expect(training.locator(".run-head code")).to_have_text(run)
@@ -217,7 +184,49 @@ def test_a_killed_server_leaves_a_run_that_continues(training: Page, app: App, h
     expect(training.locator(".badge")).to_have_text("training")
 
 
-def test_an_unknown_run_is_told(visit: Visit) -> None:
+def test_rename_a_run(training: Page, visit: Visit) -> None:
+    run, title = run_id(training), training.locator(".run-head strong").inner_text()
+    assert re.fullmatch(r"ResNet50-C4, 500 epochs, \d\d:\d\d", title)
+    training.get_by_role("button", name="Rename").click()
+    field = training.get_by_label("Title of this run")
+    expect(field).to_be_focused()
+    field.fill("draft")
+    field.press("Escape")
+    expect(training.locator(".run-head strong")).to_have_text(title)
+    training.get_by_role("button", name="Rename").click()
+    field.fill("x" * 100)
+    assert len(field.input_value()) == 80
+    field.fill("My <b>first</b> run")
+    wait_for_points(training, len(traces(training)["loss, smoothed"]) + 4)  # updates leave the field alone
+    expect(field).to_have_value("My <b>first</b> run")
+    field.press("Enter")
+    expect(training.locator(".run-head strong")).to_have_text("My <b>first</b> run")
+    expect(training.get_by_role("button", name="Rename")).to_be_focused()
+    expect(training.locator(".run-head code")).to_have_text(run)
+    watching = visit(f"?run={run}")
+    expect(watching.locator(".run-head strong")).to_have_text("My <b>first</b> run")
+    expect(watching.get_by_role("button", name="Rename")).to_have_count(0)
+    open_tab(training, "Classify")
+    training.get_by_label("Checkpoint").click()
+    expect(training.get_by_role("option", name="My <b>first</b> run")).to_have_count(1)
+    open_tab(training, "Train")
+
+
+def test_evaluation_opens_in_the_result(visit: Visit) -> None:
+    page = visit()
+    asked: list[str] = []
+    page.on(
+        "request", lambda request: asked.append(request.post_data or "") if "component_server" in request.url else 0
+    )
+    expect(page.locator(".run-card")).to_contain_text("test accuracy")
+    for _ in range(3):  # opened, closed, opened: asked for once
+        page.locator(".run-evaluation summary").click()
+    expect(page.locator(".run-evaluation")).to_contain_text("on 40 images. Calibration error")
+    expect(page.get_by_role("img", name=re.compile("^Confusion matrix"))).to_be_visible()
+    assert sum('"evaluation"' in body for body in asked) == 1
+
+
+def test_unknown_run_shows_a_sentence(visit: Visit) -> None:
     page = visit("?run=resnet50-gone")
     expect(page.locator(".run-note")).to_contain_text("is not here")
     expect(page.locator(".badge")).to_have_text("example")

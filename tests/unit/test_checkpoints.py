@@ -1,4 +1,4 @@
-"""Weights that anyone may have written: what is refused, and in which words."""
+"""Untrusted weights: what is refused, and in which words."""
 
 import dataclasses
 import json
@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from cnn_demo.errors import CheckpointError, ConfigError
 from cnn_demo.networks.models import build
 from cnn_demo.pictures.dataset import Dataset
-from cnn_demo.runs import checkpoints
-from cnn_demo.runs import folder as runs
+from cnn_demo.runs import checkpoints, folder
 from cnn_demo.training.config import RunConfig
 
 METADATA = {
@@ -38,7 +37,7 @@ def weights() -> dict[str, torch.Tensor]:
     return build("resnet50", 10, 0).state_dict()
 
 
-def test_a_good_file_is_read_whatever_its_number_format(tmp_path: Path, weights: dict) -> None:
+def test_a_good_file_is_read_in_every_number_format(tmp_path: Path, weights: dict) -> None:
     x = torch.randn(2, 3, 32, 32)
     expected = build("resnet50", 10, 0).eval()(x)
     halves = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
@@ -50,7 +49,7 @@ def test_a_good_file_is_read_whatever_its_number_format(tmp_path: Path, weights:
         torch.testing.assert_close(network(x), expected, rtol=0.02, atol=0.02)
 
 
-def test_it_is_found_by_name_folder_and_file(tmp_path: Path, weights: dict) -> None:
+def test_a_checkpoint_is_found_by_name_folder_and_file(tmp_path: Path, weights: dict) -> None:
     (tmp_path / "root" / "vgg16").mkdir(parents=True)
     (tmp_path / "root" / "resnet50-x").mkdir()
     file = write(tmp_path / "root" / "resnet50-x" / "model.safetensors", weights)
@@ -85,7 +84,7 @@ def nothing(file: Path, weights: dict) -> None:
 
 
 def text(file: Path, weights: dict) -> None:
-    file.write_text("hello, I am no tensor file at all")
+    file.write_text("hello, I am not a tensor file at all")
 
 
 def huge(file: Path, weights: dict) -> None:
@@ -156,10 +155,10 @@ def zero_std(file: Path, weights: dict) -> None:
         (bad_mean, "does not say what it is"),
         (no_limits, "does not say what it is"),
         (text_mean, "does not say what it is"),
-        (not_numbers, "weights that are no numbers"),
+        (not_numbers, "weights that are not finite numbers"),
     ],
 )
-def test_a_hostile_or_broken_file_is_one_sentence(tmp_path: Path, weights: dict, make: object, words: str) -> None:
+def test_a_hostile_or_damaged_file_is_one_error(tmp_path: Path, weights: dict, make: object, words: str) -> None:
     make(tmp_path / "model.safetensors", weights)
     with pytest.raises(CheckpointError, match=words) as caught:
         checkpoints.find_checkpoint(tmp_path, str(tmp_path))
@@ -168,27 +167,52 @@ def test_a_hostile_or_broken_file_is_one_sentence(tmp_path: Path, weights: dict,
 
 def test_a_run_cannot_start_from_another_network_or_other_classes(tmp_path: Path, weights: dict, tiny: Dataset) -> None:
     write(tmp_path / "a.safetensors", weights)
-    for model, words in (("vgg16", "is a resnet50, the run trains a vgg16"), ("resnet50", "knows other classes")):
+    for model, words in (("vgg16", "is a resnet50, but the run trains a vgg16"), ("resnet50", "knows other classes")):
         config = RunConfig(model=model, dataset="shapes", epochs=1, validation_pictures=0, batch_size=9)
         config = dataclasses.replace(config, start_from=str(tmp_path / "a.safetensors"))
         with pytest.raises(CheckpointError, match=words):
-            runs.create(tmp_path / "runs", config)
+            folder.create(tmp_path / "runs", config)
     assert not (tmp_path / "runs").exists()
 
 
-def test_no_run_of_others_is_named(tmp_path: Path, shipped: Path) -> None:
-    for name in ("resnet50", "resnet50-of-somebody"):
+def test_errors_do_not_name_other_runs(tmp_path: Path, shipped: Path) -> None:
+    for name in ("resnet50", "resnet50-of-someone"):
         shutil.copytree(shipped, tmp_path / name)
     with pytest.raises(CheckpointError, match=r"Give a name \(resnet50\)") as caught:
         checkpoints.find_checkpoint(tmp_path, "gone")
-    assert "somebody" not in str(caught.value)
+    assert "someone" not in str(caught.value)
 
 
-def test_what_was_learned_is_not_held_out(tmp_path: Path, shipped: Path) -> None:
-    """The shipped run of the tests held out 20 pictures."""
+def test_learned_images_are_not_held_out(tmp_path: Path, shipped: Path) -> None:
+    """The shipped run of the tests held out 20 images."""
     shutil.copytree(shipped, tmp_path / "resnet50")
     config = RunConfig(model="resnet50", dataset="shapes", epochs=1, start_from="resnet50", validation_pictures=21)
-    with pytest.raises(ConfigError, match="--validation-pictures 20 or fewer") as caught:
-        runs.create(tmp_path, config)
+    with pytest.raises(ConfigError, match="Give 20 or fewer") as caught:
+        folder.create(tmp_path, config)
     assert caught.value.field == "validation_pictures"
-    runs.create(tmp_path, dataclasses.replace(config, validation_pictures=20))
+    folder.create(tmp_path, dataclasses.replace(config, validation_pictures=20))
+
+
+def test_a_written_checkpoint_is_read_as_it_was(tmp_path: Path, weights: dict) -> None:
+    written = checkpoints.Checkpoint(
+        name="x",
+        model="resnet50",
+        dataset="shapes",
+        classes=tuple("abcdefghij"),
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.25, 0.3),
+        step=7,
+        validation_accuracy=0.25,
+        limits=(-1.5, 0.4),
+        temperature=1.25,
+        held_out=20,
+        weights=weights,
+    )
+    (tmp_path / "evaluation.json").write_text(json.dumps({"temperature": 3.0, "limits": None}))
+    checkpoints.write_checkpoint(tmp_path / "model.safetensors", written)
+    assert checkpoints.pack_checkpoint(written) == (tmp_path / "model.safetensors").read_bytes()  # the same each time
+    read = checkpoints.read_checkpoint(tmp_path / "model.safetensors", "x")
+    assert all(torch.equal(read.weights[name], value) for name, value in weights.items())
+    fields = [field.name for field in dataclasses.fields(checkpoints.Checkpoint) if field.name != "weights"]
+    assert [getattr(read, name) for name in fields] == [getattr(written, name) for name in fields]
+    assert checkpoints.read_checkpoint(tmp_path / "model.safetensors", "x", with_weights=False).weights == {}

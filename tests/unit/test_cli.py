@@ -1,4 +1,4 @@
-"""The command line as a person or a script meets it: words, exit codes, JSON, Ctrl-C."""
+"""The command line as a person or a script uses it: words, exit codes, JSON, Ctrl-C."""
 
 import json
 import os
@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cnn_demo import cli
-from cnn_demo.pictures import dataset as data
+from cnn_demo import cli, settings
+from cnn_demo.pictures import shapes
 from cnn_demo.pictures.dataset import Dataset
-from cnn_demo.runs import folder as runs
-from cnn_demo.training import loop as training
+from cnn_demo.runs import folder
+from cnn_demo.training import device
 from tests import bench
 
 ROOT = Path(__file__).parents[2]
@@ -26,14 +26,14 @@ TRAIN_KEYS |= {"validation_accuracy", "test_accuracy", "test_pictures", "checkpo
 
 @pytest.fixture
 def root(tmp_path: Path, tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoints folder of its own, no network, and 160 pictures of shapes."""
+    """A checkpoints folder of its own, no network, and 160 images of shapes."""
     monkeypatch.setenv("CNN_DEMO_CHECKPOINTS", str(tmp_path / "runs"))
     monkeypatch.setenv("CNN_DEMO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("CNN_DEMO_TORONTO", "http://127.0.0.1:9")
     monkeypatch.delenv("CNN_DEMO_DATA", raising=False)
-    monkeypatch.setattr(data, "draw_shapes", lambda: tiny)
-    monkeypatch.setattr(training, "keep_freed_memory", lambda keep=True: None)
+    monkeypatch.setattr(shapes, "draw", lambda: tiny)
+    monkeypatch.setattr(device, "keep_freed_memory", lambda keep=True: None)
     return tmp_path / "runs"
 
 
@@ -77,19 +77,19 @@ def test_train_then_classify_then_list(root: Path, tmp_path: Path, capsys: pytes
     assert last_json(capsys)[0]["state"] == "finished"
 
 
-def test_without_network_the_run_says_that_it_trains_on_shapes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_network_a_run_trains_on_shapes_and_says_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "resnet50", *SHORT, "--json"]) == 0
     out = capsys.readouterr()
     assert "could not be downloaded" in out.err and "shapes instead" in out.err
     assert json.loads(out.out.splitlines()[-1])["dataset"] == "shapes"
-    assert cli.main(["train", "resnet50", "--dataset", "cifar10", *SHORT]) == 1  # asked for by name: no stand-in
+    assert cli.main(["train", "resnet50", "--dataset", "cifar10", *SHORT]) == 1  # asked for by name: not replaced
     assert cli.main(["train", "resnet50", *SHORT, "--data", "nowhere"]) == 2
 
 
-def test_two_configurations_that_differ_in_one_field_differ_in_that_alone(root: Path) -> None:
+def test_one_flag_changes_one_field(root: Path) -> None:
     for extra in ([], ["--schedule", "cosine"]):
         assert cli.main(["train", "resnet50", "--dataset", "shapes", *SHORT, *extra]) == 0
-    a, b = (run.config.to_dict() for run in runs.listing(root))
+    a, b = (run.config.to_dict() for run in folder.list_runs(root))
     assert {key for key in a if a[key] != b[key]} == {"schedule"}
 
 
@@ -129,7 +129,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("arguments", BAD, ids=" ".join)
-def test_bad_input_is_one_sentence_and_exit_2(
+def test_bad_input_is_one_error_and_exit_2(
     root: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
@@ -139,7 +139,7 @@ def test_bad_input_is_one_sentence_and_exit_2(
     err = capsys.readouterr().err.splitlines()
     assert code == 2 and err[-1].startswith("cnn_demo: ") and err[-1].endswith("."), err
     assert not any("Traceback" in line for line in err)
-    assert not root.exists()  # nothing was begun
+    assert not root.exists()  # nothing was started
 
 
 def test_an_unwritable_folder_is_exit_2(
@@ -175,9 +175,10 @@ def test_stages_prints_sums_that_add_up(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_bench_ends_with_one_line_of_json(
-    root: Path, shapes: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "load", lambda *_: shapes)
+    images = shapes.draw()
+    monkeypatch.setattr(bench, "load", lambda *_: images)
     monkeypatch.setattr(bench, "ROUNDS", 1)
     monkeypatch.setattr(bench, "ROUND_SECONDS", 0.5)
     monkeypatch.setattr(bench, "BATCH_SIZE", 16)
@@ -190,7 +191,7 @@ def test_bench_ends_with_one_line_of_json(
     assert result["model"] == "resnet50" and result["torch"] == torch.__version__
 
 
-def test_help_answers_at_once_and_without_torch() -> None:
+def test_help_needs_no_torch() -> None:
     for arguments in (["--help"], ["train", "--help"]):
         begun = time.monotonic()
         found = subprocess.run(
@@ -201,7 +202,7 @@ def test_help_answers_at_once_and_without_torch() -> None:
     assert b"--learning-rate" in found.stdout
 
 
-def test_stages_takes_little_more_than_the_import_of_torch() -> None:
+def test_stages_takes_little_longer_than_importing_torch() -> None:
     """Under 2 s in all where the import takes its usual 1.1 s; a shared machine takes longer for both."""
     importing = min(timed("-c", "import torch") for _ in range(3))
     assert min(timed("-m", "cnn_demo", "stages", "resnet50") for _ in range(3)) < importing + 0.6
@@ -224,10 +225,10 @@ def wait_for(process: subprocess.Popen[str], words: str) -> None:
     for line in process.stderr:
         if words in line:
             return
-    raise AssertionError(f"never said {words!r}")
+    raise AssertionError(f"never printed {words!r}")
 
 
-def test_ctrl_c_stops_and_saves_and_continue_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_stops_and_saves_and_continue_resumes(tmp_path: Path) -> None:
     process = start(
         tmp_path, "train", "resnet50", *["--dataset", "shapes", "--epochs", "9", "--batch-size", "64", "--json"]
     )
@@ -248,16 +249,16 @@ def test_ctrl_c_stops_and_saves_and_continue_goes_on(tmp_path: Path) -> None:
     assert json.loads(out.splitlines()[-1])["steps"] >= result["steps"]
 
 
-def test_a_second_ctrl_c_leaves_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_ctrl_c_exits_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def busy(arguments: object, where: object) -> int:
-        with cli.stop_on_interrupt() as stop:
+        with cli.stop_on_interrupt(settings.read_rank()) as stop:
             assert not stop()
             signal.raise_signal(signal.SIGINT)
             assert stop()
             signal.raise_signal(signal.SIGINT)
-        raise AssertionError("went on")
+        raise AssertionError("continued")
 
     monkeypatch.setattr(cli, "runs", busy)
     before = signal.getsignal(signal.SIGINT)
     assert cli.main(["runs"]) == 1
-    assert "left at once" in capsys.readouterr().err and signal.getsignal(signal.SIGINT) is before
+    assert "exited at once" in capsys.readouterr().err and signal.getsignal(signal.SIGINT) is before

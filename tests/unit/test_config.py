@@ -1,4 +1,4 @@
-"""RunConfig, its limits in words, and the round trip through the command line and JSON."""
+"""RunConfig: its limits in words, and the round trip through the command line and JSON."""
 
 import dataclasses
 import json
@@ -28,6 +28,8 @@ def parse(command: str) -> RunConfig:
         RunConfig(model="resnet50", epochs=3, batch_size=64, optimizer="sgd", learning_rate=0.05, seed=7),
         RunConfig(model="vgg16", seconds=12.5, optimizer="adamw", learning_rate=0.001, precision="float32"),
         RunConfig(model="vgg16", epochs=1, optimizer="adamw"),  # with Muon's rate, which is not its usual one
+        RunConfig(model="vgg16", epochs=1, start_from="vgg16", validation_pictures=5000),
+        RunConfig(model="vgg16", epochs=1, validation_pictures=0),
         RunConfig(model="resnet50_full", epochs=1, start_from="a b'c", label_smoothing=0, augmentation="none"),
         override(preset("best", "vgg16"), {}),
         override(preset("course", "resnet50"), {}),
@@ -64,21 +66,23 @@ def test_a_bad_value_is_named_with_what_is_allowed(field: str, value: object, wo
     values = {"model": "vgg16", "epochs": 1, field: value}
     if field == "seconds":
         del values["epochs"]
-    with pytest.raises(ConfigError, match=config.flag(field)) as caught:
+    with pytest.raises(ConfigError) as caught:
         from_dict(values)
     assert words in str(caught.value)
-    assert caught.value.field == field
+    assert caught.value.field == field and "--" not in str(caught.value)
+    label = next(f.metadata["label"] for f in dataclasses.fields(RunConfig) if f.name == field)
+    assert str(caught.value).startswith(f"{label}: ")
 
 
 @pytest.mark.parametrize("values", [{"epochs": 1, "seconds": 1.0}, {}])
 def test_a_run_has_exactly_one_budget(values: dict) -> None:
-    with pytest.raises(ConfigError, match="one budget"):
+    with pytest.raises(ConfigError, match="either epochs or seconds"):
         RunConfig(model="vgg16", **values)
 
 
 @pytest.mark.parametrize("values", [[], {"seconds": 1}, {"model": "vgg16", "seconds": 1, "__class__": "x"}])
 def test_foreign_json_is_refused(values: object) -> None:
-    with pytest.raises(ConfigError, match="object with 'model'"):
+    with pytest.raises(ConfigError, match="JSON object with 'model'"):
         from_dict(values)
 
 
@@ -100,3 +104,20 @@ def test_the_course_preset_is_what_the_course_did() -> None:
 def test_an_unknown_preset_is_named() -> None:
     with pytest.raises(ConfigError, match="quick, best, course"):
         preset("fast", "vgg16")
+
+
+def test_5000_images_are_held_out_where_nothing_else_is_given() -> None:
+    config = RunConfig(model="vgg16", epochs=1)
+    assert config.held_out == 5000 and config.validation_pictures is None
+    assert dataclasses.replace(config, validation_pictures=5000).to_command() == config.to_command()
+    assert dataclasses.replace(config, validation_pictures=7).held_out == 7
+
+
+def test_every_field_has_what_a_form_needs() -> None:
+    for field in dataclasses.fields(RunConfig):
+        assert field.metadata["label"] and field.metadata["help"], field.name
+        assert field.metadata["group"] in ("", *config.GROUPS), field.name
+        if field.name != "model":
+            assert field.metadata["group"], field.name
+    assert set(config.PRESETS) == {"quick", "best", "course"}
+    assert all(preset(name, "vgg16")["model"] == "vgg16" for name in config.PRESETS)

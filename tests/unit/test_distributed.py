@@ -1,4 +1,4 @@
-"""Two processes that torchrun starts train as one does: gloo on the CPU stands for N GPUs."""
+"""Two processes that torchrun starts train as one does: gloo on the CPU stands in for N GPUs."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cnn_demo.errors import ConfigError
-from cnn_demo.runs import folder as runs
+from cnn_demo.runs import folder
 from cnn_demo.runs.checkpoints import read_checkpoint
 from cnn_demo.training.distributed import Group
 from cnn_demo.training.events import EpochDone, Progress, RunFinished, RunStarted
@@ -25,21 +25,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from cnn_demo.pictures import dataset as data
-from cnn_demo.runs import folder as runs
+from cnn_demo.pictures import dataset, shapes
+from cnn_demo.runs import folder, recording
 from cnn_demo import settings
 from cnn_demo.training.config import RunConfig
 from cnn_demo.training.distributed import joined
 
-shapes, root, cpu = data.draw_shapes(), Path(sys.argv[1]), torch.device("cpu")
-parts = {name: getattr(shapes, name)[:1200 if "train" in name else 300] for name in data.TENSORS}
-shapes = replace(shapes, **parts)
+images, root, cpu = shapes.draw(), Path(sys.argv[1]), torch.device("cpu")
+parts = {name: getattr(images, name)[:1200 if "train" in name else 300] for name in dataset.TENSORS}
+images = replace(images, **parts)
 config = RunConfig(model="resnet50", dataset="shapes", epochs=2, batch_size=100, validation_pictures=200)
 with joined(settings.read_rank()) as group:
     if group.rank:
-        runs.assist(root, None, config, shapes, cpu, lambda: False, group)
+        recording.train_as_worker(root, None, config, images, cpu, lambda: False, group)
     else:
-        for event in runs.drive(runs.create(root, config), shapes, cpu, lambda: False, group):
+        for event in recording.train_run(folder.create(root, config), images, cpu, lambda: False, group):
             pass
 """
 
@@ -54,12 +54,12 @@ def result(process: subprocess.Popen[str]) -> dict:
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err[-3000:]
     lines = [line for line in out.splitlines() if line.startswith("{")]
-    assert len(lines) == 1, out  # rank 0 alone speaks
+    assert len(lines) == 1, out  # rank 0 alone prints
     return json.loads(lines[0])
 
 
 @pytest.fixture(scope="module")
-def epochs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, runs.Run]:
+def epochs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, folder.Run]:
     """The same run by one process and by two: 2 epochs of 10 steps over 1,000 shapes."""
     found = {}
     for processes in (1, 2):
@@ -69,21 +69,21 @@ def epochs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, runs.Run]:
         subprocess.run(
             [*TORCHRUN, f"--nproc-per-node={processes}", str(script), str(root)], check=True, cwd=ROOT, env=ENV
         )
-        (found[processes],) = runs.listing(root)  # one folder, whoever trained
+        (found[processes],) = folder.list_runs(root)  # one folder for both processes
     return found
 
 
-def test_the_loss_curve_is_that_of_one_process(epochs: dict[int, runs.Run]) -> None:
+def test_two_processes_give_the_loss_curve_of_one(epochs: dict[int, folder.Run]) -> None:
     curves = {}
     for processes, run in epochs.items():
         history = run.history()
         assert history.state == "finished" and len(history.epochs) == 2
-        assert [e.seq for e in run.events()] == list(range(len(run.events())))
+        assert [e.seq for e in run.log.read()] == list(range(len(run.log.read())))
         curves[processes] = [e.train_loss for e in history.epochs] + [e.validation_loss for e in history.epochs]
     # Each of two processes normalises (BN) by its own half of the batch, so the curves are near, not equal.
     for one, two in zip(curves[1], curves[2], strict=True):
         assert two == pytest.approx(one, rel=0.15)
-    started = next(e for e in epochs[2].events() if isinstance(e, RunStarted))
+    started = next(e for e in epochs[2].log.read() if isinstance(e, RunStarted))
     assert started.device.startswith("2 x CPU") and started.train_pictures == 1000
     ends = {n: run.history().finished for n, run in epochs.items()}
     assert ends[2].test_pictures == ends[1].test_pictures == 300
@@ -91,21 +91,21 @@ def test_the_loss_curve_is_that_of_one_process(epochs: dict[int, runs.Run]) -> N
     assert read_checkpoint(epochs[2].folder / "model.safetensors", "x").network() is not None
 
 
-def test_an_interrupt_stops_all_and_continue_goes_on_with_all(tmp_path: Path) -> None:
+def test_interrupt_and_continue_reach_all_processes(tmp_path: Path) -> None:
     process = start(tmp_path, "train", "resnet50", *RECIPE, "--json")
     for line in process.stderr:
         if "images/s" in line:
             break
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    (run,) = runs.listing(tmp_path)
+    (run,) = folder.list_runs(tmp_path)
     history = run.history()
     assert history.state == "stopped" and 0 < history.finished.step < 30
     stopped = history.finished.step
 
     answer = result(start(tmp_path, "continue", run.id, "--json"))
     assert answer["reason"] == "finished" and answer["steps"] == 30
-    events = [e for e in run.events() if isinstance(e, (RunStarted, RunFinished, EpochDone, Progress))]
+    events = [e for e in run.log.read() if isinstance(e, (RunStarted, RunFinished, EpochDone, Progress))]
     assert [e.step for e in events if isinstance(e, RunStarted)] == [0, stopped]
 
 

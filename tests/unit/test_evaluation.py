@@ -1,4 +1,4 @@
-"""What a checkpoint is worth, against sums done by hand and another library's."""
+"""The evaluation of weights, against sums done by hand and a plain pass."""
 
 import base64
 import io
@@ -14,11 +14,14 @@ from PIL import Image
 
 from cnn_demo import cli
 from cnn_demo.answers import evaluation
-from cnn_demo.answers.inference import Classifier, classify, to_input
+from cnn_demo.answers.inference import Classifier, classify
+from cnn_demo.errors import RunError
 from cnn_demo.pictures.dataset import Dataset
+from cnn_demo.pictures.photo import to_input
 from cnn_demo.runs.checkpoints import find_checkpoint, read_checkpoint
 from cnn_demo.runs.folder import Run
-from cnn_demo.sharing import card
+from cnn_demo.sharing import export
+from cnn_demo.training import scoring
 
 
 def quiet(text: str, share: float) -> None:
@@ -27,14 +30,14 @@ def quiet(text: str, share: float) -> None:
 
 @pytest.fixture(scope="module")
 def result(shipped: Path, tiny: Dataset) -> dict:
-    return evaluation.evaluate(card.half(Run(shipped)), tiny, 20, quiet)
+    return evaluation.evaluate(export.half_size(Run(shipped)), tiny, quiet)
 
 
 def test_the_calibration_error_of_sums_done_by_hand() -> None:
     scores = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
     labels = torch.tensor([0, 1, 0, 1])
     # bins: 0.9 twice, half right: gap 0.4 x 2; 0.6 right: 0.4; 0.7 right: 0.3 -> (0.8 + 0.4 + 0.3) / 4
-    assert evaluation.calibration_error(scores, labels) == pytest.approx(0.375)
+    assert scoring.calibration_error(scoring.reliability(scores, labels)) == pytest.approx(0.375)
 
 
 @pytest.mark.parametrize("true", [0.5, 1.0, 2.5])
@@ -42,11 +45,11 @@ def test_the_temperature_that_made_the_labels_is_found(true: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20_000, 10, generator=generator) * 3
     labels = torch.multinomial((logits / true).softmax(1), 1, generator=generator)[:, 0]
-    assert evaluation.fit_temperature(logits, labels) == pytest.approx(true, rel=0.04)
+    assert scoring.fit_temperature(logits, labels) == pytest.approx(true, rel=0.03)
 
 
-def test_it_agrees_with_a_plain_pass_over_the_test_pictures(shipped: Path, tiny: Dataset, result: dict) -> None:
-    checkpoint = card.half(Run(shipped))
+def test_it_agrees_with_a_plain_pass_over_the_test_images(shipped: Path, tiny: Dataset, result: dict) -> None:
+    checkpoint = export.half_size(Run(shipped))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (tiny.mean, tiny.std))
     with torch.no_grad():
         network = checkpoint.network()
@@ -62,7 +65,16 @@ def test_it_agrees_with_a_plain_pass_over_the_test_pictures(shipped: Path, tiny:
     assert table.sum(1).tolist() == torch.bincount(tiny.test_labels, minlength=10).tolist()
 
 
-def test_the_mistakes_are_the_surest_wrong_answers_with_their_pictures(tiny: Dataset, result: dict) -> None:
+def test_reliability_bins_hold_every_image(result: dict) -> None:
+    assert len(result["reliability"]) == 15 and sum(count for count, *_ in result["reliability"]) == 40
+    assert sum(count * accuracy for count, _, accuracy in result["reliability"]) == pytest.approx(
+        40 * result["accuracy"], abs=1e-3
+    )
+    gaps = sum(count * abs(score - accuracy) for count, score, accuracy in result["reliability"]) / 40
+    assert result["ece_after"] == pytest.approx(gaps)
+
+
+def test_mistakes_are_the_most_confident_wrong_answers(tiny: Dataset, result: dict) -> None:
     mistakes = result["mistakes"]
     wrong = result["pictures"] - sum(row[i] for i, row in enumerate(result["confusion"]))
     assert len(mistakes) == min(12, wrong) > 0
@@ -74,17 +86,16 @@ def test_the_mistakes_are_the_surest_wrong_answers_with_their_pictures(tiny: Dat
         assert picture.tobytes() == tiny.test_pictures[mistake["index"]].permute(1, 2, 0).numpy().tobytes()
 
 
-def test_the_export_carries_temperature_and_limits_and_half_the_bytes(
-    shipped: Path, tmp_path: Path, result: dict
-) -> None:
+def test_an_export_has_the_calibration_and_half_the_bytes(shipped: Path, tmp_path: Path, result: dict) -> None:
     run = Run(shipped)
+    before = run.evaluation()
     run.save_evaluation(result)
     try:
-        card.export(run, tmp_path / "out", "ada/net")
+        export.export(run, tmp_path / "out", "ada/net")
         again = tmp_path / "again"
-        card.export(run, again, "ada/net")
+        export.export(run, again, "ada/net")
     finally:
-        (shipped / "evaluation.json").unlink()
+        run.save_evaluation(before)
     folder = tmp_path / "out"
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in again.iterdir()}
     size = (folder / "model.safetensors").stat().st_size
@@ -96,14 +107,15 @@ def test_the_export_carries_temperature_and_limits_and_half_the_bytes(
     assert json.loads((folder / "evaluation.json").read_text()) == result
 
 
-def test_the_scores_of_an_evaluated_run_are_the_calibrated_ones(shipped: Path, tmp_path: Path, result: dict) -> None:
+def test_scores_of_an_evaluated_run_are_calibrated(shipped: Path, tmp_path: Path, result: dict) -> None:
     run = Run(Path(shutil.copytree(shipped, tmp_path / "resnet50")))
-    classifier, square = Classifier(tmp_path), Image.effect_noise((64, 64), 80).convert("RGB")
-    plain = {p.label: p.score for p in classifier.answer("resnet50", square)[1].predictions}
+    classifier, pixels = Classifier(tmp_path), to_input(Image.effect_noise((64, 64), 80).convert("RGB"))
+    run.save_evaluation(result | {"temperature": 1.0})
+    plain = {p.label: p.score for p in classifier.answer("resnet50", pixels)[1].predictions}
     run.save_evaluation(result | {"temperature": 2.0})
     for checkpoint, answer in (
-        classifier.answer("resnet50", square),
-        (found := find_checkpoint(tmp_path, "resnet50"), classify(found.network(), found, to_input(square))),
+        classifier.answer("resnet50", pixels),
+        (found := find_checkpoint(tmp_path, "resnet50"), classify(found.network(), found, pixels)),
     ):
         assert checkpoint.temperature == 2.0
         total = sum(score**0.5 for score in plain.values())
@@ -116,14 +128,15 @@ def test_a_run_in_training_is_not_evaluated(
 ) -> None:
     run = Run(Path(shutil.copytree(shipped, tmp_path / "resnet50")))
     monkeypatch.setenv("CNN_DEMO_CHECKPOINTS", str(tmp_path))
-    with run.held():
+    before = run.evaluation()
+    with run.locked():
         assert cli.main(["evaluate", "resnet50"]) == 2
-    assert "is being trained" in capsys.readouterr().err and not (run.folder / "evaluation.json").exists()
+    assert "is locked: another process trains it" in capsys.readouterr().err and run.evaluation() == before
 
 
 def test_weights_too_large_for_half_are_refused(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = read_checkpoint(shipped / "model.safetensors", "x")
     huge = {name: value * 1e6 if value.dim() > 1 else value for name, value in full.weights.items()}
-    monkeypatch.setattr(card, "read_checkpoint", lambda file, name: replace(full, weights=huge))
-    with pytest.raises(card.RunError, match="too large"):
-        card.half(Run(shipped))
+    monkeypatch.setattr(export, "read_checkpoint", lambda file, name: replace(full, weights=huge))
+    with pytest.raises(RunError, match="too large"):
+        export.half_size(Run(shipped))

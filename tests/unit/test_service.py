@@ -1,4 +1,4 @@
-"""Runs as jobs: the queue, who may do what, and what a watcher is told."""
+"""Runs as jobs: the queue, who may do what, and what a watcher sees."""
 
 import json
 import shutil
@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from cnn_demo.answers.inference import Classifier
 from cnn_demo.errors import CheckpointError, ConfigError, DownloadError, RunError
 from cnn_demo.pictures.dataset import Dataset
-from cnn_demo.runs import folder as runs
+from cnn_demo.runs import folder
 from cnn_demo.runs.history import History, thin
+from cnn_demo.runs.queue import Queue
 from cnn_demo.runs.service import Service
 from cnn_demo.settings import Settings
 from cnn_demo.training import events
@@ -35,42 +35,45 @@ def settings(root: Path) -> Settings:
 @pytest.fixture
 def service(tmp_path: Path, tiny: Dataset) -> Iterator[Service]:
     service = Service(settings(tmp_path), torch.device("cpu"))
-    service._data["shapes"] = tiny
+    service.data.put(tiny)
     yield service
     service.close()
 
 
 def wait(service: Service, run: str, *states: str) -> dict[str, Any]:
-    """Return what a watcher is told as soon as the run is in one of the states."""
+    """Return the first report in which the run is in one of the states."""
     deadline = time.monotonic() + 60
-    while (told := service.watch(run))["state"] not in states:
-        assert time.monotonic() < deadline, told["state"]
+    while (seen := service.watch(run))["state"] not in states:
+        assert time.monotonic() < deadline, seen["state"]
         time.sleep(0.02)
-    return told
+    return seen
 
 
-def test_a_run_is_trained_and_told_in_pieces_that_add_up(service: Service) -> None:
+def test_watching_in_pieces_adds_up_to_the_whole_run(service: Service) -> None:
     run = service.submit(SHORT, "anna")
     pieces, seq = [], -1
     while True:
-        told = service.watch(run, seq, "anna")
-        assert told["mine"]
-        if told["reset"]:
+        seen = service.watch(run, seq, "anna")
+        assert seen["mine"]
+        if seen["reset"]:
             pieces.clear()
-        pieces += told["points"]
-        seq = told["seq"]
-        if "end" in told:
+        pieces += seen["points"]
+        seq = seen["seq"]
+        if "end" in seen:
             break
         time.sleep(0.02)
     whole = service.watch(run)
     assert whole["state"] == "finished" and not whole["mine"] and whole["saved"]
-    assert pieces == whole["points"] and [epoch[1] for epoch in whole["epochs"]] == [1, 2]
-    assert whole["end"]["test_pictures"] == 40
+    column = whole["columns"]["epochs"].index("epoch")
+    assert pieces == whole["points"] and [row[column] for row in whole["epochs"]] == [1, 2]
+    assert all(len(row) == len(whole["columns"]["points"]) for row in pieces) and "columns" not in seen
+    assert whole["end"]["test_pictures"] == 40 and whole["evaluated"]
+    assert service.evaluation(run)["accuracy"] == whole["end"]["test_accuracy"]
     assert service.watch(run, whole["seq"])["points"] == []
 
 
-def test_what_is_new_after_a_second_is_less_than_a_kilobyte(tmp_path: Path) -> None:
-    run = runs.create(tmp_path, SHORT, "anna")
+def test_an_update_is_less_than_a_kilobyte(tmp_path: Path) -> None:
+    run = folder.create(tmp_path, SHORT, "anna")
     log = [
         events.RunStarted(
             step=0,
@@ -100,12 +103,12 @@ def test_what_is_new_after_a_second_is_less_than_a_kilobyte(tmp_path: Path) -> N
                 logged=logged,
             )
         )
-    with run.held():
+    with run.locked():
         for event in log:
-            run.append(event)
-    told = Service(settings(tmp_path)).watch(run.id, after=run.events()[-5].seq, owner="anna")
-    assert len(told["points"]) == 4 and len(told["log"]) == 1
-    assert len(json.dumps(told)) < 1000
+            run.log.append(event)
+    seen = Service(settings(tmp_path)).watch(run.id, after=run.log.read()[-5].seq, owner="anna")
+    assert len(seen["points"]) == 4 and len(seen["log"]) == 1
+    assert len(json.dumps(seen)) < 1000
 
 
 def test_only_the_owner_may_stop_continue_and_discard(service: Service) -> None:
@@ -132,7 +135,7 @@ def test_only_the_owner_may_stop_continue_and_discard(service: Service) -> None:
         service.watch(run)
 
 
-def test_runs_wait_for_their_turn_and_may_leave_the_queue(service: Service) -> None:
+def test_runs_wait_for_their_turn_and_can_leave_the_queue(service: Service) -> None:
     first = service.submit(LONG, "anna")
     with pytest.raises(RunError, match=f"active run, {first}"):
         service.submit(SHORT, "anna")
@@ -149,7 +152,7 @@ def test_runs_wait_for_their_turn_and_may_leave_the_queue(service: Service) -> N
     assert wait(service, third, "finished")
 
 
-def test_the_waiting_time_is_by_measured_speed(service: Service) -> None:
+def test_the_waiting_time_follows_the_measured_speed(service: Service) -> None:
     first = service.submit(LONG, "anna")
     deadline = time.monotonic() + 30
     waiting = service.submit(RunConfig(model="resnet50", dataset="shapes", seconds=60), "bert")
@@ -157,17 +160,17 @@ def test_the_waiting_time_is_by_measured_speed(service: Service) -> None:
     while "about" not in service.watch(last)["text"]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    told = [service._jobs[run] for run in (waiting, last)]
-    assert service.wait_seconds(told[1]) == pytest.approx(service.wait_seconds(told[0]) + 60, rel=0.1)
+    seconds = [service._queue.wait_seconds(run) for run in (waiting, last)]
+    assert seconds[1] == pytest.approx(seconds[0] + 60, rel=0.1)
     service.stop(last, "cleo")
     service.stop(waiting, "bert")
     service.stop(first, "anna")
 
 
-def test_a_list_shows_own_runs_and_those_of_nobody(service: Service) -> None:
+def test_a_list_shows_own_and_unowned_runs(service: Service) -> None:
     mine = service.submit(SHORT, "anna")
     wait(service, mine, "finished")
-    runs.create(service.root, SHORT)  # from the command line
+    folder.create(service.root, SHORT)  # from the command line
     assert len(service.listing("anna")) == 2
     (line,) = service.listing("bert")
     assert line["run"] != mine and not line["mine"] and line["state"] == "interrupted"
@@ -175,48 +178,49 @@ def test_a_list_shows_own_runs_and_those_of_nobody(service: Service) -> None:
 
 
 def test_a_killed_program_leaves_runs_that_can_be_continued(service: Service, tmp_path: Path, tiny: Dataset) -> None:
-    run = runs.create(tmp_path, SHORT, "anna")
-    with run.held():
-        run.append(
+    run = folder.create(tmp_path, SHORT, "anna")
+    with run.locked():
+        run.log.append(
             events.RunStarted(
                 step=0,
                 steps_per_epoch=10,
-                device="",
-                precision="",
-                parameters=0,
+                device="CPU",
+                precision="float32",
+                parameters=1,
                 train_pictures=100,
                 validation_pictures=20,
                 test_pictures=40,
             )
         )
-    told = service.watch(run.id, owner="anna")
-    assert told["state"] == "interrupted" and "Continue" in told["text"]
+    seen = service.watch(run.id, owner="anna")
+    assert seen["started"]["train_pictures"] == 100  # it had begun
+    assert seen["state"] == "interrupted" and "Continue" in seen["text"]
     service.resume(run.id, "anna")
     wait(service, run.id, "finished")
     with pytest.raises(RunError, match="has finished"):
         service.resume(run.id, "anna")
 
 
-def test_without_pictures_a_run_fails_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_images_fails_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> Dataset:
         raise DownloadError("CIFAR-10 could not be downloaded. The cable is cut.")
 
-    monkeypatch.setattr("cnn_demo.pictures.dataset.load", load)
+    monkeypatch.setattr("cnn_demo.pictures.sources.load", load)
     service = Service(settings(tmp_path), torch.device("cpu"))
-    service.prepare()
+    service.data.prepare()
     run = service.submit(RunConfig(model="resnet50", epochs=1), "anna")
     assert wait(service, run, "failed")["text"] == "CIFAR-10 could not be downloaded. The cable is cut."
-    assert "cable" in service.problem
+    assert "cable" in service.data.problem
     service.close()
 
 
-def test_a_run_can_be_stopped_while_its_pictures_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_can_be_stopped_while_its_images_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str, where: Settings, report: Any) -> Dataset:
         while True:
             report("downloading CIFAR-10", 0.4)
             time.sleep(0.01)
 
-    monkeypatch.setattr("cnn_demo.pictures.dataset.load", load)
+    monkeypatch.setattr("cnn_demo.pictures.sources.load", load)
     service = Service(settings(tmp_path), torch.device("cpu"))
     run = service.submit(RunConfig(model="resnet50", epochs=1), "anna")
     deadline = time.monotonic() + 30
@@ -236,14 +240,14 @@ def test_closing_the_service_stops_what_runs_and_what_waits(service: Service) ->
     assert service.watch(first)["state"] == service.watch(second)["state"] == "stopped"
 
 
-def test_the_secret_of_an_owner_is_nowhere_on_the_disk(service: Service) -> None:
+def test_the_owner_secret_is_not_on_the_disk(service: Service) -> None:
     run = service.submit(SHORT, "a-very-secret-text")
     wait(service, run, "finished")
     for file in (service.root / run).rglob("*"):
         assert file.is_dir() or b"a-very-secret-text" not in file.read_bytes(), file
 
 
-def test_a_thinned_curve_keeps_every_extreme() -> None:
+def test_thinning_keeps_every_extreme() -> None:
     history = History()
     for step in range(1, 10_001):
         loss = 2.0 + (5.0 if step == 777 else -1.5 if step == 8888 else 0.0)
@@ -256,40 +260,60 @@ def test_a_thinned_curve_keeps_every_extreme() -> None:
     assert thin(history.curve[:400], 400) == list(history.curve[:400])
 
 
-def test_an_error_names_no_run_of_anybody_else(service: Service) -> None:
+def test_errors_do_not_name_other_runs(service: Service) -> None:
     run = service.submit(SHORT, "anna")
     wait(service, run, "finished")
     for ask in (service.watch, lambda name: service.stop(name, "bert")):
-        with pytest.raises(RunError) as told:
+        with pytest.raises(RunError) as error:
             ask("resnet50-gone")
-        assert run not in str(told.value) and str(service.root) not in str(told.value)
+        assert run not in str(error.value) and str(service.root) not in str(error.value)
     with pytest.raises(CheckpointError) as refused:
         service.submit(replace(SHORT, start_from="gone"), "bert")
     assert run not in str(refused.value)
-    picture = Image.new("RGB", (8, 8))
+    pixels = torch.zeros(3, 32, 32, dtype=torch.uint8)
     for name in ("gone", "../x", __file__):
         with pytest.raises(CheckpointError) as unknown:
-            Classifier(service.root).answer(name, picture)
+            Classifier(service.root).answer(name, pixels)
         assert run not in str(unknown.value)
 
 
-def test_who_does_not_say_how_many_holds_out_what_the_start_never_learned(service: Service, shipped: Path) -> None:
-    shutil.copytree(shipped, service.root / "resnet50")  # it held out 20
-    config = replace(SHORT, start_from="resnet50", validation_pictures=5000)
-    assert service.hold_out(config) == replace(config, validation_pictures=20)
-    assert service.hold_out(replace(config, validation_pictures=7)).validation_pictures == 7
-    assert service.hold_out(SHORT) == SHORT
+def test_start_from_holds_out_what_the_checkpoint_held_out(service: Service, shipped: Path) -> None:
+    shutil.copytree(shipped, service.root / "resnet50")  # it held out 20 images
+    for given, expected in ((None, 20), (7, 7)):
+        run = service.submit(replace(SHORT, start_from="resnet50", validation_pictures=given), f"owner {expected}")
+        assert folder.find(service.root, run).config.validation_pictures == expected
+    with pytest.raises(ConfigError, match="Give 20 or fewer"):
+        service.submit(replace(SHORT, start_from="resnet50", validation_pictures=21), "bert")
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        service.hold_out(replace(config, start_from=str(shipped)))
+        service.submit(replace(SHORT, start_from=str(shipped)), "bert")
 
 
-def test_a_run_whose_start_is_gone_fails_with_the_reason(service: Service) -> None:
+def test_a_refused_run_leaves_no_folder(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the same person's other request was faster while the folder was being made."""
+    first = service.submit(LONG, "anna")
+    monkeypatch.setattr(service._queue, "check", lambda owner: None)
+    monkeypatch.setattr(service._queue, "add", lambda run, owner: Queue.check(service._queue, owner))
+    with pytest.raises(RunError, match="active run"):
+        service.submit(SHORT, "anna")
+    assert [run.id for run in folder.list_runs(service.root)] == [first]
+
+
+def test_the_owner_renames_a_run(service: Service) -> None:
+    run = service.submit(SHORT, "anna")
+    wait(service, run, "finished")
+    with pytest.raises(RunError, match="not started by you"):
+        service.rename(run, "bert", "mine")
+    service.rename(run, "anna", "first try")
+    assert service.watch(run)["title"] == "first try" == service.listing("anna")[0]["title"]
+
+
+def test_a_run_whose_starting_checkpoint_is_gone_fails_with_the_reason(service: Service) -> None:
     start = service.submit(SHORT, "anna")
     wait(service, start, "finished")
     first = service.submit(LONG, "anna")
     wait(service, first, "training")
     second = service.submit(replace(SHORT, start_from=start), "bert")
-    runs.discard(runs.find(service.root, start))
+    folder.discard(folder.find(service.root, start))
     service.stop(first, "anna")
     assert start in wait(service, second, "failed")["text"]
 
@@ -306,9 +330,9 @@ def test_neither_stop_nor_shapes_wait_for_a_download(
         ended.wait(60)
         raise DownloadError("too late")
 
-    monkeypatch.setattr("cnn_demo.pictures.dataset.load", load)
+    monkeypatch.setattr("cnn_demo.pictures.sources.load", load)
     service = Service(settings(tmp_path), torch.device("cpu"))
-    service.prepare()
+    service.data.prepare()
     run = service.submit(RunConfig(model="resnet50", epochs=1), "anna")
     deadline = time.monotonic() + 30
     while service.watch(run)["text"] != "Preparing: downloading CIFAR-10":
@@ -321,7 +345,7 @@ def test_neither_stop_nor_shapes_wait_for_a_download(
     service.close()
 
 
-def test_leaving_the_queue_forgets_nothing_of_what_was_done(service: Service) -> None:
+def test_leaving_the_queue_keeps_what_was_trained(service: Service) -> None:
     run = service.submit(LONG, "anna")
     deadline = time.monotonic() + 60
     while not service.watch(run)["epochs"]:
@@ -339,11 +363,11 @@ def test_leaving_the_queue_forgets_nothing_of_what_was_done(service: Service) ->
     service.stop(other, "bert")
 
 
-def test_on_a_space_no_run_holds_the_queue_for_hours(tmp_path: Path) -> None:
+def test_a_shared_space_limits_the_length_of_a_run(tmp_path: Path) -> None:
     where = settings(tmp_path)
-    service = Service(replace(where, is_space=True))
-    assert "temporary" in service.place and "CPU" in service.place
+    service = Service(replace(where, is_space=True), torch.device("cpu"))
+    assert "temporary" in service.space_note and "CPU" in service.space_note
     for budget in ({"epochs": 51}, {"seconds": 3601.0}):
         with pytest.raises(ConfigError, match="Duplicate the Space"):
             service.submit(RunConfig(model="vgg16", dataset="shapes", **budget), "owner")
-    assert Service(where).place == ""
+    assert not list(tmp_path.glob("vgg16*")) and Service(where).space_note == ""

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from cnn_demo.errors import ConfigError
-from cnn_demo.networks import models
+from cnn_demo.networks import cpu_convolution
 from cnn_demo.networks.models import build
-from cnn_demo.pictures.dataset import Dataset
-from cnn_demo.training import loop as training
-from cnn_demo.training import optimizers
+from cnn_demo.pictures.dataset import Dataset, normalise
+from cnn_demo.training import loop, optimizers, scoring
 from cnn_demo.training.config import RunConfig
+from cnn_demo.training.device import DTYPES, keep_freed_memory
 from cnn_demo.training.events import EpochDone, Event, Progress, RunFinished, RunStarted
-from cnn_demo.training.loop import Snapshot, keep_freed_memory, train
+from cnn_demo.training.loop import Snapshot, train
+from cnn_demo.training.scoring import Evaluation
 
 
 def never() -> bool:
@@ -54,16 +55,16 @@ def run(
     return [i for i in found if isinstance(i, Event)], [i for i in found if isinstance(i, Snapshot)]
 
 
-def test_every_snapshot_has_told_its_losses(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is killed goes on at its last snapshot: what was not told before would be missing in the curve."""
-    monkeypatch.setattr(training, "SNAPSHOT_SECONDS", 0.0)
-    monkeypatch.setattr(training, "PROGRESS_SECONDS", 1e9)
-    network, told, snapshots = build("resnet50", 10, 0), 0, 0
+def test_losses_are_reported_before_each_snapshot(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed run resumes at its last snapshot: what was not reported before would be missing in the curve."""
+    monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "PROGRESS_SECONDS", 1e9)
+    network, reported, snapshots = build("resnet50", 10, 0), 0, 0
     for item in train(network, tiny, small(), device=torch.device("cpu"), stop=never):
         if isinstance(item, Progress) and item.loss is not None:
-            told = item.step
+            reported = item.step
         if isinstance(item, Snapshot):
-            assert item.step == told
+            assert item.step == reported
             snapshots += 1
     assert snapshots > 20
 
@@ -88,13 +89,13 @@ def test_the_order_of_events(tiny: Dataset) -> None:
     assert (started.train_pictures, started.validation_pictures, started.steps_per_epoch) == (100, 20, 10)
     assert (finished.reason, finished.epochs, finished.step, finished.test_pictures) == ("finished", 2, 20, 40)
     assert finished.validation_accuracy == max(e.validation_accuracy for e in events if isinstance(e, EpochDone))
-    told = [e for e in events if isinstance(e, Progress) and e.phase == "training" and e.step not in (10, 20)]
-    assert all(b.seconds - a.seconds >= training.PROGRESS_SECONDS for a, b in itertools.pairwise(told))
-    assert all(e.loss_low <= e.loss <= e.loss_high for e in told)
+    reported = [e for e in events if isinstance(e, Progress) and e.phase == "training" and e.step not in (10, 20)]
+    assert all(b.seconds - a.seconds >= loop.PROGRESS_SECONDS for a, b in itertools.pairwise(reported))
+    assert all(e.loss_low <= e.loss <= e.loss_high for e in reported)
 
 
 def test_every_hundredth_step_is_logged_once(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "LOG_EVERY", 5)
+    monkeypatch.setattr(loop, "LOG_EVERY", 5)
     events, _ = run(small(), tiny)
     logged = [step for e in events if isinstance(e, Progress) for step, _ in e.logged]
     assert logged == [5, 10, 15, 20]
@@ -109,7 +110,7 @@ def test_the_same_seed_is_the_same_run(tiny: Dataset) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
-def test_stopped_anywhere_and_continued_is_never_stopped(tiny: Dataset, optimizer: str) -> None:
+def test_stopping_anywhere_and_continuing_changes_nothing(tiny: Dataset, optimizer: str) -> None:
     config = small(optimizer=optimizer, augmentation="flip_translate_cutout")
     events, snapshots = run(config, tiny)
     # Timing the evaluation asks 94 times, a step 93 times, an evaluation 47 times: these stops fall into the first
@@ -126,15 +127,15 @@ def test_stopped_anywhere_and_continued_is_never_stopped(tiny: Dataset, optimize
     assert stopped_in == [(10, 0), (13, 10), (20, 20)] and part[-1].reason == "finished"
     assert equal(snapshots[-1].weights, saved[-1].weights if saved else start.weights)
     assert part[-1].test_loss == events[-1].test_loss
-    told = [
+    ended = [
         [(e.epoch, e.step, e.train_loss, e.validation_loss, e.best) for e in found if isinstance(e, EpochDone)]
         for found in (all_events, events)
     ]
-    assert told[0] == told[1]
+    assert ended[0] == ended[1]
 
 
 @pytest.mark.parametrize("asked", [120, 165])
-def test_a_stop_in_the_middle_of_a_step_undoes_the_step(tiny: Dataset, asked: int) -> None:
+def test_stop_within_a_step_undoes_the_step(tiny: Dataset, asked: int) -> None:
     """Timing the evaluation asks 2 x 47 times, a step once, then 46 times forward and 46 times backward."""
     events, snapshots = run(small(), tiny, stop_after(asked))
     assert events[-1].reason == "stopped" and len(snapshots) == 2
@@ -142,9 +143,9 @@ def test_a_stop_in_the_middle_of_a_step_undoes_the_step(tiny: Dataset, asked: in
     assert equal(snapshots[1].weights, snapshots[0].weights)  # BN's statistics too
 
 
-def test_stop_is_heard_within_a_quarter_of_a_second(shapes: Dataset) -> None:
+def test_stop_takes_effect_within_a_quarter_of_a_second(shapes: Dataset) -> None:
     """With a step of VGG16 that takes several times as long; on a slow machine, within a part of that step."""
-    keep_freed_memory()  # as whoever trains does
+    keep_freed_memory()  # as every command that trains does
     config = RunConfig(model="vgg16", dataset="shapes", epochs=1, batch_size=128, validation_pictures=0)
     asked_at: list[float] = []
 
@@ -159,7 +160,7 @@ def test_stop_is_heard_within_a_quarter_of_a_second(shapes: Dataset) -> None:
     assert gaps[-1] < max(0.25, 0.6 * (asked_at[-1] - asked_at[0]) / steps)
 
 
-def test_divergence_ends_the_run_and_keeps_the_last_good_weights(tiny: Dataset) -> None:
+def test_divergence_ends_the_run_and_saves_the_last_good_weights(tiny: Dataset) -> None:
     config = small(optimizer="sgd", learning_rate=10, schedule="constant", epochs=30, model="vgg16")
     events, snapshots = run(config, tiny)
     finished = events[-1]
@@ -169,17 +170,17 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_weights(tiny: Dataset) 
     assert all(value.isfinite().all() for value in snapshots[-1].weights.values())
 
 
-def test_the_best_weights_are_kept_and_tested_not_the_last(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_weights_are_saved_and_tested_not_the_last(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([0.9, 0.4, 0.6])
-    original = training.Loop.evaluate
+    original = scoring.Scorer.evaluate
 
-    def evaluate(self: training.Loop, phase: str, *rest: object) -> Iterator[Event]:
-        score = yield from original(self, phase, *rest)
-        if phase == "validating":
-            return training.Score(loss=1.0, accuracy=1 - next(losses), pictures=score.pictures, limits=(0, 1))
+    def evaluate(self: scoring.Scorer, pictures: torch.Tensor, *rest: object) -> Iterator[None]:
+        score = yield from original(self, pictures, *rest)
+        if pictures is self.data.train_pictures:
+            return dataclasses.replace(score, accuracy=1 - next(losses))
         return score
 
-    monkeypatch.setattr(training.Loop, "evaluate", evaluate)
+    monkeypatch.setattr(scoring.Scorer, "evaluate", evaluate)
     network = build("resnet50", 10, 0)
     items = []
     for item in train(network, tiny, small(epochs=3), device=torch.device("cpu"), stop=never):
@@ -195,20 +196,20 @@ def test_the_best_weights_are_kept_and_tested_not_the_last(tiny: Dataset, monkey
     assert equal({k: v.clone() for k, v in network.state_dict().items()}, saved[2].best)
 
 
-def test_the_test_set_is_looked_at_once_at_the_end(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_set_is_used_once_at_the_end(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
-    original = training.Loop.evaluate
+    original = scoring.Scorer.evaluate
 
-    def evaluate(self: training.Loop, phase: str, pictures: torch.Tensor, *rest: object) -> Iterator[Event]:
-        looks.append((phase, self.step, pictures.data_ptr() == self.data.test_pictures.data_ptr()))
-        return (yield from original(self, phase, pictures, *rest))
+    def evaluate(self: scoring.Scorer, pictures: torch.Tensor, *rest: object) -> Iterator[None]:
+        looks.append("test" if pictures is self.data.test_pictures else "validation")
+        return (yield from original(self, pictures, *rest))
 
-    monkeypatch.setattr(training.Loop, "evaluate", evaluate)
+    monkeypatch.setattr(scoring.Scorer, "evaluate", evaluate)
     run(small(), tiny)
-    assert looks == [("validating", 10, False), ("validating", 20, False), ("testing", 20, True)]
+    assert looks == ["validation", "validation", "test"]
 
 
-def test_with_nothing_held_out_the_last_weights_are_kept(tiny: Dataset) -> None:
+def test_without_validation_the_last_weights_are_saved(tiny: Dataset) -> None:
     events, snapshots = run(small(validation_pictures=0), tiny)
     assert events[-1].validation_accuracy is None and events[-1].best_step == events[-1].step == 24
     assert equal(snapshots[-1].best, snapshots[-1].weights)
@@ -236,7 +237,7 @@ def test_it_learns(tiny: Dataset, optimizer: str, rate: float) -> None:
     assert losses[0] > 1.5 and losses[-1] < (0.3 if optimizer == "muon" else 1)
 
 
-def test_too_few_pictures_is_a_sentence(tiny: Dataset) -> None:
+def test_too_few_images_are_refused(tiny: Dataset) -> None:
     with pytest.raises(ConfigError, match="100 held out, 20 are left, too few for a batch of 32"):
         run(small(batch_size=32, validation_pictures=100), tiny)
 
@@ -245,40 +246,50 @@ def test_too_few_pictures_is_a_sentence(tiny: Dataset) -> None:
 def test_short_formats_train(tiny: Dataset, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     config = small(precision=precision, epochs=1, batch_size=60, validation_pictures=0, optimizer="muon")
-    original = models.Conv2d.forward
+    original = cpu_convolution.Conv2d.forward
 
-    def forward(self: models.Conv2d, input: torch.Tensor) -> torch.Tensor:
+    def forward(self: cpu_convolution.Conv2d, input: torch.Tensor) -> torch.Tensor:
         output = original(self, input)
         seen.add(output.dtype)
         return output
 
-    monkeypatch.setattr(models.Conv2d, "forward", forward)
+    monkeypatch.setattr(cpu_convolution.Conv2d, "forward", forward)
     events, _ = run(config, tiny)
     assert events[0].precision == precision and events[-1].reason == "finished"
-    assert seen == {training.DTYPES[precision]}
+    assert seen == {DTYPES[precision]}
     assert math.isfinite(events[-1].test_loss)
 
 
-def test_augmentation_moves_and_mirrors_whole_pictures(tiny: Dataset, cpu: torch.device) -> None:
-    index = torch.arange(100)
-    for augmentation in ("none", "flip", "flip_translate", "flip_translate_cutout"):
-        choices = training.Choices(small(augmentation=augmentation), 0, 100, cpu)
-        moved, chosen = choices.batch(tiny.train_pictures, index, 0, 100)
-        assert sorted(chosen.tolist()) == index.tolist()
-        original = tiny.train_pictures[chosen]
-        reach = {"none": 0, "flip": 0, "flip_translate": 2, "flip_translate_cutout": 4}[augmentation]
-        padded = torch.nn.functional.pad(original.float(), (reach,) * 4, mode="reflect") if reach else original.float()
-        both = [padded] if augmentation == "none" else [padded, padded.flip(3)]
-        matches = torch.zeros(100, dtype=torch.bool)
-        for version in both:
-            for dy in range(2 * reach + 1):
-                for dx in range(2 * reach + 1):
-                    window = version[:, :, dy : dy + 32, dx : dx + 32]
-                    matches |= (window == moved).flatten(1).all(1)
-        assert matches.all(), augmentation
-        assert ((moved == original).flatten(1).all(1).sum() < 90) == (augmentation != "none")
-        holes = (choices.cut_out(torch.ones(100, 3, 32, 32), 0) == 0)[:, 0].flatten(1).sum(1)
-        assert (holes > 0).all() and (holes <= 64).all() if "cutout" in augmentation else not holes.any()
+def test_a_finished_run_ends_with_its_evaluation(tiny: Dataset) -> None:
+    """Fitted on the validation images of the best weights; the same numbers as an evaluation of these weights."""
+    network, items = build("resnet50", 10, 0), []
+    for item in train(network, tiny, small(), device=torch.device("cpu"), stop=never):
+        items.append(copied(item) if isinstance(item, Snapshot) else item)
+    evaluation, finished = items[-2:]
+    assert isinstance(evaluation, Evaluation) and isinstance(finished, RunFinished)
+    found, best = evaluation, next(i.best_calibration for i in reversed(items) if isinstance(i, Snapshot))
+    assert (found["accuracy"], found["pictures"]) == (finished.test_accuracy, 40)
+    assert (found["temperature"], found["limits"], found["validation_pictures"]) == (
+        best.temperature,
+        list(best.limits),
+        20,
+    )
+    network.eval()
+    with torch.inference_mode():
+        logits = network(normalise(tiny.test_pictures, tiny.mean, tiny.std))
+    expected = scoring.evaluation_of(tiny, logits, best, 20)
+    assert found["confusion"] == expected["confusion"] and found["accuracy_flip"] is None
+    assert found["ece_after"] == pytest.approx(expected["ece_after"], abs=1e-4)
+    assert [m["index"] for m in found["mistakes"]] == [m["index"] for m in expected["mistakes"]]
+
+
+def test_a_continued_run_keeps_the_calibration_of_its_best_weights(tiny: Dataset) -> None:
+    whole, _ = run(small(), tiny)
+    _, saved = run(small(), tiny, stop_after(94 + 930 + 47 + 20))  # in a step after the first validation
+    best = next(s.best for s in reversed(saved) if s.best is not None)
+    assert saved[-1].best_calibration is not None and saved[-1].best_step == 10
+    events, _ = run(small(), tiny, start=dataclasses.replace(saved[-1], best=best))
+    assert events[-1].test_loss == whole[-1].test_loss
 
 
 def test_muon_makes_updates_orthogonal() -> None:

@@ -1,4 +1,4 @@
-"""ZeroGPU with the real `spaces` package; a stand-in on loopback lends the GPU, and the card itself is not there."""
+"""ZeroGPU with the real `spaces` package; a stand-in on loopback lends the GPU, and the card itself is missing."""
 
 import base64
 import http.server
@@ -13,8 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from cnn_demo.runs import folder as runs
-from cnn_demo.runs import zero as gpu
+from cnn_demo.runs import folder, zero
 from cnn_demo.training.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -28,17 +27,17 @@ from starlette.datastructures import Headers
 import multiprocessing
 import spaces.zero.torch
 from gradio.context import LocalContext
-from cnn_demo.pictures import dataset as data
-from cnn_demo.runs import zero as gpu
+from cnn_demo.pictures import dataset, shapes, sources
+from cnn_demo.runs import zero
 from cnn_demo import settings
 from cnn_demo.training.config import RunConfig
 from cnn_demo.runs.service import Service
 
 spaces.zero.torch.init = spaces.zero.torch.move = lambda *_, **__: None  # what needs a card
-shapes = data.draw_shapes()
-parts = {name: getattr(shapes, name)[:600 if "train" in name else 100] for name in data.TENSORS}
-shapes = replace(shapes, **parts)
-data.load = lambda *_: shapes
+images = shapes.draw()
+parts = {name: getattr(images, name)[:600 if "train" in name else 100] for name in dataset.TENSORS}
+images = replace(images, **parts)
+sources.load = lambda *_: images
 service = Service(settings.read())
 
 def as_visitor(act, *arguments):
@@ -61,25 +60,25 @@ def start(**fields):
     config = RunConfig(model="resnet50", dataset="shapes", batch_size=50, validation_pictures=100, **fields)
     return as_visitor(service.submit, config, "owner")
 
-def told(name, run, seen):
+def report(name, run, seen):
     weights = (service.root / run / "model.safetensors").is_file()
     print(json.dumps([name, run, seen["state"], seen["text"], weights]), flush=True)
 
 run = start(epochs=2)
-told("finished", run, wait(run, "finished", "failed"))
+report("finished", run, wait(run, "finished", "failed"))
 
 run = start(epochs=1000)
 while not (seen := wait(run, "training"))["points"]:
     time.sleep(0.05)
 begun = time.monotonic()
 service.stop(run, "owner")
-told("stopped", run, wait(run, "stopped", "failed"))
+report("stopped", run, wait(run, "stopped", "failed"))
 print(json.dumps(["seconds", time.monotonic() - begun]), flush=True)
 
-usual, gpu.call_seconds = gpu.call_seconds, lambda config: 9
+usual, zero.call_seconds = zero.call_seconds, lambda config: 9
 as_visitor(service.resume, run, "owner")
-told("limited", run, wait(run, "stopped", "failed"))
-gpu.call_seconds = usual
+report("limited", run, wait(run, "stopped", "failed"))
+zero.call_seconds = usual
 
 as_visitor(service.resume, run, "owner")
 step = wait(run, "training")["seq"]
@@ -87,19 +86,19 @@ while wait(run, "training")["seq"] < step + 5:
     time.sleep(0.05)
 for child in multiprocessing.active_children():
     child.kill()
-told("killed", run, wait(run, "failed", "interrupted"))
+report("killed", run, wait(run, "failed", "interrupted"))
 as_visitor(service.resume, run, "owner")
 wait(run, "training")
 service.stop(run, "owner")
-told("again", run, wait(run, "stopped", "failed"))
+report("again", run, wait(run, "stopped", "failed"))
 
-gpu.call_seconds = lambda config: 22
+zero.call_seconds = lambda config: 22
 as_visitor(service.resume, run, "owner")
-told("refused again", run, wait(run, "failed", "stopped"))
-gpu.call_seconds = usual
+report("refused again", run, wait(run, "failed", "stopped"))
+zero.call_seconds = usual
 
 run = start(seconds=7)
-told("refused", run, wait(run, "failed", "finished"))
+report("refused", run, wait(run, "failed", "finished"))
 service.close()
 """
 
@@ -117,7 +116,7 @@ class Scheduler(http.server.BaseHTTPRequestHandler):
         answer, status = {}, 200
         if url.path == "/schedule":
             answer = {"idle": False, "nvidiaIndex": 0, "nvidiaUUID": "GPU-0", "allowToken": "one call"}
-            if fields["durationSeconds"] == "22":  # 7 and what is around them
+            if fields["durationSeconds"] == "22":  # 7 and the time around them
                 answer, status = {"left": 5, "wait": "PT1H"}, 429
         body = json.dumps(answer).encode()
         self.send_response(status)
@@ -128,8 +127,8 @@ class Scheduler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
-    """What happened to a few runs of a program that believes it is on ZeroGPU."""
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+    """What happened to a few runs of a process that believes it is on ZeroGPU."""
     root = tmp_path_factory.mktemp("zero")
     (root / "cgroup").write_text("0::/a/space\n")
     handler = type("Handler", (Scheduler,), {"asked": []})
@@ -152,46 +151,48 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
     yield {line[0]: line[1:] for line in lines} | {"asked": handler.asked, "root": root / "checkpoints", "all": done}
 
 
-def test_a_run_trains_in_the_process_that_has_the_gpu(lived: dict) -> None:
-    run, state, _, weights = lived["finished"]
+def test_a_run_trains_in_the_process_that_has_the_gpu(outcome: dict) -> None:
+    run, state, _, weights = outcome["finished"]
     assert state == "finished" and weights
-    history = runs.find(lived["root"], run).history()
+    history = folder.find(outcome["root"], run).history()
     assert history.state == "finished" and history.finished.step == 20 and history.finished.test_pictures == 100
-    assert [path for path, _ in lived["asked"][:3]] == ["/schedule", "/allow", "/release"]
+    assert [path for path, _ in outcome["asked"][:3]] == ["/schedule", "/allow", "/release"]
 
 
-def test_the_visitors_own_quota_is_used_for_the_seconds_of_the_recipe(lived: dict) -> None:
-    asked = [fields for path, fields in lived["asked"] if path == "/schedule"]
+def test_the_visitors_quota_pays_for_the_seconds_of_the_recipe(outcome: dict) -> None:
+    asked = [fields for path, fields in outcome["asked"] if path == "/schedule"]
     assert {fields["token"] for fields in asked} == {VISITOR}  # though the handler had long ended
     seconds = [int(fields["durationSeconds"]) for fields in asked]  # on a half card half as much again
-    assert seconds[0] == gpu.LONGEST_CALL_SECONDS and seconds[-1] == 22
-    assert VISITOR not in "".join(path.read_text() for path in lived["root"].glob("*/events.jsonl"))
+    assert seconds[0] == zero.LONGEST_CALL_SECONDS and seconds[-1] == 22
+    assert VISITOR not in "".join(path.read_text() for path in outcome["root"].glob("*/events.jsonl"))
 
 
-def test_stop_is_prompt_and_keeps_a_checkpoint(lived: dict) -> None:
-    assert lived["stopped"][1] == "stopped" and lived["stopped"][3]
-    assert lived["seconds"][0] < 3
+def test_stop_is_prompt_and_saves_a_checkpoint(outcome: dict) -> None:
+    assert outcome["stopped"][1] == "stopped" and outcome["stopped"][3]
+    assert outcome["seconds"][0] < 3
 
 
-def test_a_run_longer_than_the_call_stops_itself_and_can_be_continued(lived: dict) -> None:
-    assert lived["limited"][1] == "stopped" and "can be continued" in lived["limited"][2]
+def test_a_run_longer_than_the_call_stops_itself_and_can_be_continued(outcome: dict) -> None:
+    assert outcome["limited"][1] == "stopped" and "can be continued" in outcome["limited"][2]
 
 
-def test_a_killed_call_leaves_a_run_that_goes_on(lived: dict) -> None:
-    run, state, text, weights = lived["killed"]
+def test_a_killed_call_leaves_a_run_that_continues(outcome: dict) -> None:
+    run, state, text, weights = outcome["killed"]
     assert state == "failed" and "GPU task aborted" in text and weights
-    assert lived["again"][1] == "stopped"
-    steps = [e.step for e in runs.find(lived["root"], run).events() if type(e).__name__ == "RunStarted"]
+    assert outcome["again"][1] == "stopped"
+    steps = [e.step for e in folder.find(outcome["root"], run).log.read() if type(e).__name__ == "RunStarted"]
     assert len(steps) == 4 and steps[0] == 0 and steps == sorted(steps) and steps[-1] > 0
 
 
-def test_without_quota_the_run_says_so(lived: dict) -> None:
-    assert lived["refused"][1] == "failed" and "quota" in lived["refused"][2]
-    assert lived["refused again"][1] == "failed" and "quota" in lived["refused again"][2]  # a run that was continued
+def test_without_quota_the_run_says_so(outcome: dict) -> None:
+    assert outcome["refused"][1] == "failed" and "quota" in outcome["refused"][2]
+    assert (
+        outcome["refused again"][1] == "failed" and "quota" in outcome["refused again"][2]
+    )  # a run that was continued
 
 
-def test_the_call_is_as_long_as_the_recipe_and_never_longer_than_allowed() -> None:
+def test_a_call_lasts_as_long_as_the_recipe_up_to_the_limit() -> None:
     ask = {"model": "resnet50", "dataset": "shapes"}
-    assert gpu.call_seconds(RunConfig(**ask, seconds=30)) == 45
-    assert gpu.call_seconds(RunConfig(**ask, seconds=600)) == gpu.call_seconds(RunConfig(**ask, epochs=3)) == 75
-    assert gpu.note(RunConfig(**ask, seconds=30)) == "" and not gpu.is_zero()  # nothing of it off ZeroGPU
+    assert zero.call_seconds(RunConfig(**ask, seconds=30)) == 45
+    assert zero.call_seconds(RunConfig(**ask, seconds=600)) == zero.call_seconds(RunConfig(**ask, epochs=3)) == 75
+    assert zero.note(RunConfig(**ask, seconds=30)) == "" and not zero.is_zero()  # not on ZeroGPU here

@@ -1,8 +1,9 @@
-"""Signing in, saving to the Hub, opening from it, downloading: the page against a Hub of ours."""
+"""Sign in, save to the Hub, open from it, download: the page against a local Hub server."""
 
 import re
 import shutil
 import signal
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from cnn_demo.runs.folder import Run
-from cnn_demo.sharing import card
+from cnn_demo.sharing import export
 from tests.apps import App
 from tests.hub_server import MOCK_TOKEN, Fault, HubServer, hub_server
 
@@ -26,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory, shipped: Path, server: HubServer) -> Iterator[App]:
-    """The app as on a Space with sign-in: Gradio's stand-in signs everybody in as the user of HF_TOKEN."""
+    """The app as on a Space with sign-in: Gradio's stand-in signs everyone in as the user of HF_TOKEN."""
     root = tmp_path_factory.mktemp("app") / "checkpoints"
     shutil.copytree(shipped, root / "resnet50")
     home = str(root.parent / "home")
@@ -37,7 +38,7 @@ def app(tmp_path_factory: pytest.TempPathFactory, shipped: Path, server: HubServ
 
 def open_save(page: Page) -> None:
     page.get_by_role("button", name="Save or download").click()
-    expect(page.locator("#save")).to_contain_text("Keep resnet50")
+    expect(page.locator("#save")).to_contain_text("Save ResNet50-C4, 3 epochs")
 
 
 def sign_in(page: Page) -> None:
@@ -48,27 +49,27 @@ def sign_in(page: Page) -> None:
     expect(page.locator("#save").get_by_role("button", name="Logout (ada)")).to_be_visible()
 
 
-def test_signed_in_saved_found_in_the_list_and_opened(visit: Visit, server: HubServer, app: App) -> None:
+def test_sign_in_save_list_and_open(visit: Visit, server: HubServer, app: App) -> None:
     page = visit()
     open_save(page)
     page.locator("#save-push").click()
-    expect(page.locator("#save-told")).to_contain_text("Sign in first")
+    expect(page.locator("#save-result")).to_contain_text("Sign in first")
     sign_in(page)
     page.locator("#save-name textarea, #save-name input").fill("my net")
     page.locator("#save-push").click()
-    expect(page.locator("#save-told")).to_contain_text("no repository of the Hub")
+    expect(page.locator("#save-result")).to_contain_text("is not a repository on the Hub")
 
     page.locator("#save-name textarea, #save-name input").fill("my-net")
     server.faults.append(Fault("POST .*/commit/", 412))
     page.locator("#save-push").click()
-    expect(page.locator("#save-told")).to_contain_text("changed by someone else")
+    expect(page.locator("#save-result")).to_contain_text("Someone else changed the repository")
     page.locator("#save-push").click()
-    link = page.locator("#save-told a")
+    link = page.locator("#save-result a")
     expect(link).to_have_attribute("href", re.compile("/ada/my-net/commit/[0-9a-f]{40}"))
     repo = server.repos["models", "ada/my-net"]
-    assert len(repo.commits) == 2 and len(repo.tags) == 1 and set(card.FILES) <= set(repo.files)
+    assert len(repo.commits) == 2 and len(repo.tags) == 1 and set(export.FILES) <= set(repo.files)
     written = {r["token"] for r in server.requests if r["method"] != "GET" and r["path"].startswith("/api")}
-    assert written == {MOCK_TOKEN}  # the visitor's, never the machine's
+    assert written == {MOCK_TOKEN}  # the token of the visitor, never of the machine
 
     page.reload()
     page.get_by_role("tab", name="Classify").click()
@@ -76,36 +77,59 @@ def test_signed_in_saved_found_in_the_list_and_opened(visit: Visit, server: HubS
     page.locator("#open-repo input").click()
     page.get_by_role("option", name="ada/my-net").click()
     page.locator("#open-fetch").click()
-    expect(page.locator("#open-told")).to_contain_text("Opened ada/my-net@")
-    expect(page.locator("#checkpoint input")).to_have_value(re.compile("^hf-ada-my-net-"))
-    page.locator("#examples button, #examples img").first.click()
+    expect(page.locator("#open-result")).to_contain_text("Opened ada/my-net@")
+    expect(page.locator("#checkpoint input")).to_have_value(re.compile("ResNet50-C4 from ada/my-net"))
+    page.locator(".examples button").first.click()
     expect(page.locator("#answer")).to_contain_text("weights of step", timeout=30_000)
+    page.get_by_role("button", name="Evaluation of this checkpoint").click()
+    expect(page.locator("#evaluation")).to_contain_text("Not evaluated on this machine")
+    expect(page.locator("#evaluation code")).to_contain_text("evaluate hf-ada-my-net-")
     assert MOCK_TOKEN not in Path(app.log.name).read_text()
 
     stranger = visit()
     stranger.get_by_role("tab", name="Classify").click()
     stranger.locator("#checkpoint input").click()
-    expect(stranger.get_by_role("option")).to_have_count(1)  # what somebody opened is theirs
+    expect(stranger.get_by_role("option")).to_have_count(1)  # only the visitor who opened it sees it
 
 
-def test_what_cannot_be_opened_is_said_in_a_sentence(visit: Visit, server: HubServer) -> None:
+def test_upload_shows_progress_and_continues_without_the_page(visit: Visit, server: HubServer) -> None:
+    page = visit()
+    open_save(page)
+    sign_in(page)
+    page.locator("#save-name textarea, #save-name input").fill("slow-net")
+    commit = Fault("POST .*/slow-net/commit/", how="wait", seconds=4)
+    server.faults.append(commit)
+    page.locator("#save-push").click()
+    expect(page.locator("#save-result")).to_contain_text(re.compile("uploading"))
+    expect(page.locator("#save-result .progress-bar")).to_be_visible()
+    other = visit()  # nobody waits for it
+    other.get_by_role("button", name="Best: 20 epochs").click()
+    expect(other.locator(".command")).to_contain_text("--epochs 20", timeout=3000)
+    page.close()
+    deadline = time.monotonic() + 30
+    while not server.repos["models", "ada/slow-net"].tags:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_unusable_repositories_show_a_sentence(visit: Visit, server: HubServer) -> None:
     server.add_repo("eve/evil", {"model.safetensors": b"\x80\x04.", "config.json": b"{}", "events.jsonl": b"{}"})
     page = visit()
     page.get_by_role("tab", name="Classify").click()
     page.get_by_role("button", name="Open from the Hub").click()
     for text, sentence in [
         ("eve/evil", "looks like a pickle, which is never opened"),
-        ("eve/nothing", "knows no such repository"),
-        ("<b>x</b>", "no repository of the Hub"),
+        ("eve/nothing", "does not exist on the Hub"),
+        ("<b>x</b>", "is not a repository on the Hub"),
     ]:
         page.locator("#open-repo input").fill(text)
         page.locator("#open-repo input").press("Enter")
         page.locator("#open-fetch").click()
-        expect(page.locator("#open-told [role=alert]")).to_contain_text(sentence)
-    assert page.locator("#open-told b").count() == 0
+        expect(page.locator("#open-result [role=alert]")).to_contain_text(sentence)
+    assert page.locator("#open-result b").count() == 0
 
 
-def test_without_sign_in_a_zip_holds_the_same_files(visit: Visit, app: App, tmp_path: Path) -> None:
+def test_download_zip_without_sign_in(visit: Visit, app: App, tmp_path: Path) -> None:
     page = visit()
     open_save(page)
     page.locator("#save-zip").click()
@@ -113,7 +137,7 @@ def test_without_sign_in_a_zip_holds_the_same_files(visit: Visit, app: App, tmp_
         page.locator("#save-file a").first.click()
     download.value.save_as(tmp_path / "a.zip")
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
-        assert {Path(name).name for name in archive.namelist()} == set(card.FILES)
-    card.export(Run(app.root / "resnet50"), tmp_path / "out")
+        assert {Path(name).name for name in archive.namelist()} == {*export.FILES, "evaluation.json"}
+    export.export(Run(app.root / "resnet50"), tmp_path / "out")
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         assert archive.read("resnet50/model.safetensors") == (tmp_path / "out" / "model.safetensors").read_bytes()

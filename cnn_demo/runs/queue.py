@@ -1,0 +1,204 @@
+"""Runs that wait and run: first come, first served, one worker thread per device, one active run per owner."""
+
+import contextlib
+import logging
+import threading
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ..errors import CnnDemoError, RunError
+from ..pictures.catalog import DATASETS
+from ..pictures.sources import DatasetCache
+from ..settings import Settings
+from ..training.budget import Stopped
+from ..training.config import RunConfig
+from ..training.events import Progress, RunFinished
+from . import recording, zero
+from .folder import Run
+from .history import History
+from .status import about
+
+CAN_CONTINUE = ("stopped", "failed", "interrupted")
+SPACE_QUEUE = 50  # runs that may wait on a Space
+
+
+@dataclass(eq=False)
+class Job:
+    """A run that waits or is trained. note and share: what is being prepared, before the training starts."""
+
+    run: Run
+    owner: str
+    history: History
+    visitor: Context  # of the owner's request: on ZeroGPU the run uses their quota
+    stop: threading.Event = field(default_factory=threading.Event)
+    note: str = ""
+    share: float = 0.0
+
+
+class Queue:
+    """The jobs of this process. Its threads start with the first run and end with the process."""
+
+    def __init__(self, settings: Settings, data: DatasetCache, devices: list[torch.device]) -> None:
+        self.changed = threading.Condition()  # guards all below
+        self._settings, self._data, self._devices = settings, data, devices
+        self._jobs: dict[str, Job] = {}  # waiting and running
+        self._waiting: list[Job] = []
+        self._workers: list[threading.Thread] = []
+        self._rates: dict[str, float] = {}  # measured images per second of a network
+        self._closed = False
+
+    def check(self, owner: str) -> None:
+        """Raise RunError where `owner` has an active run, or too many runs wait."""
+        if not owner:
+            raise RunError("A run needs an owner: any secret text, by which you stop or continue it later.")
+        if active := self.active(owner):
+            raise RunError(f"You have an active run, {active}; stop it first, or wait until it ends.")
+        if self._settings.is_space and len(self._waiting) >= SPACE_QUEUE:
+            raise RunError(f"{SPACE_QUEUE} runs are waiting already. Try again later, or duplicate the Space.")
+
+    def add(self, run: Run, owner: str) -> None:
+        """Queue a run. Raises what `check` raises."""
+        job = Job(run=run, owner=owner, history=run.history(), visitor=copy_context())
+        with self.changed:
+            self.check(owner)
+            self._jobs[run.id] = job
+            self._waiting.append(job)
+            for device in [] if self._workers else self._devices:
+                self._workers.append(threading.Thread(target=self._work, args=(device,), daemon=True))
+                self._workers[-1].start()
+            self.changed.notify_all()
+
+    def stop(self, run_id: str) -> None:
+        """Stop a job; one that waits leaves the queue. A run that is no job is left alone."""
+        with self.changed:
+            if job := self._jobs.get(run_id):
+                job.stop.set()
+                if job in self._waiting:
+                    self._waiting.remove(job)
+                    del self._jobs[run_id]
+                    recording.end_run(job.run, "stopped", "Left the queue.")
+
+    def close(self) -> None:
+        """Stop all jobs, so that they can be continued, and wait for the workers."""
+        with self.changed:
+            self._closed = True
+            for run_id in list(self._jobs):
+                with contextlib.suppress(CnnDemoError):  # the others must stop, too
+                    self.stop(run_id)
+            self.changed.notify_all()
+        for worker in self._workers:
+            worker.join(timeout=20)
+
+    def active(self, owner: str) -> str | None:
+        """Return the id of the owner's waiting or running run."""
+        return next((job.run.id for job in list(self._jobs.values()) if job.owner == owner), None)
+
+    def find(self, run_id: str) -> Run | None:
+        """Return the run of a job."""
+        job = self._jobs.get(run_id)
+        return job.run if job else None
+
+    def states(self) -> dict[str, str]:
+        """Return the state of each job by run id."""
+        with self.changed:
+            return {job.run.id: self._state(job) for job in self._jobs.values()}
+
+    def view(self, run_id: str) -> tuple[Run, History, dict[str, Any]] | None:
+        """Return a job's run, history and what differs from it in a report, as of one moment; None if it is no job."""
+        with self.changed:
+            job = self._jobs.get(run_id)
+            if job is None:
+                return None
+            changes: dict[str, Any] = {"state": self._state(job), "share": job.share if job.note else None}
+            changes["text"] = self._describe(job, changes["state"])
+            known = {name: value for name, value in changes.items() if value is not None}
+            return job.run, replace(job.history, finished=None), known
+
+    def wait_seconds(self, run_id: str) -> float | None:
+        """Return the seconds until a waiting job begins, by measured speed; None where that is not known."""
+        job = self._jobs[run_id]
+        ahead = self._waiting[: self._waiting.index(job)] if job in self._waiting else []
+        running = [other for other in self._jobs.values() if other not in self._waiting]
+        if zero.is_zero():  # each lasts as long as its call
+            ahead, running = ahead + running, []
+        left: list[float | None] = [job.history.latest.seconds_left if job.history.latest else None for job in running]
+        left += [self._run_seconds(other.run.config) for other in ahead]
+        return None if None in left else sum(s for s in left if s is not None) / len(self._devices)
+
+    def _run_seconds(self, config: RunConfig) -> float | None:
+        if zero.is_zero():
+            return zero.call_seconds(config)
+        rate = self._rates.get(config.model)
+        if config.epochs is None or rate is None:
+            return config.seconds
+        return config.epochs * DATASETS[config.dataset].train_pictures / rate
+
+    def _work(self, device: torch.device) -> None:
+        """Train one run after the other."""
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+                job = self._waiting.pop(0)
+            try:
+                self._train(job, device)
+            except Exception:  # it is in the run's log; the next run must have its turn
+                logging.getLogger(__name__).exception("The run %s failed", job.run.id)
+            with self.changed:
+                del self._jobs[job.run.id]
+
+    def _train(self, job: Job, device: torch.device) -> None:
+        def report(text: str, share: float) -> None:
+            if job.stop.is_set():
+                raise Stopped
+            job.note, job.share = text, share
+
+        try:
+            data = self._data.get(job.run.config.dataset, report)
+        except Stopped:
+            return recording.end_run(job.run, "stopped", "Stopped while the images were being loaded.")
+        except CnnDemoError as error:
+            return recording.end_run(job.run, "failed", str(error))
+        except Exception as error:
+            recording.end_run(job.run, "failed", str(error))
+            raise
+        job.note = ""
+        if zero.is_zero():
+            steps = zero.train_run(job.run, self._settings, job.stop.is_set, job.visitor)
+        else:
+            steps = recording.train_run(job.run, data, device, job.stop.is_set)
+        try:
+            for event in steps:
+                if isinstance(event, RunFinished):
+                    continue  # read from the log, as soon as the run is unlocked
+                job.history = job.history.fold(event)
+                if isinstance(event, Progress) and event.images_per_second:
+                    self._rates[job.run.config.model] = event.images_per_second
+        except CnnDemoError as error:
+            if zero.is_zero():  # the call may have ended with no process left to log it, or before it began
+                history = job.run.history()
+                if history.finished is None or history.seq == job.history.seq:
+                    recording.end_run(job.run, "failed", str(error))
+            raise
+
+    def _state(self, job: Job) -> str:
+        if job in self._waiting:
+            return "queued"
+        if job.stop.is_set():
+            return "stopping"
+        return "preparing" if job.history.state in ("queued", *CAN_CONTINUE) else job.history.state
+
+    def _describe(self, job: Job, state: str) -> str | None:
+        """Return what only the queue knows of a job, in words; None where its history says it all."""
+        if state == "queued":
+            seconds, place = self.wait_seconds(job.run.id), self._waiting.index(job) + 1
+            ordinal = {1: "next", 2: "2nd", 3: "3rd"}.get(place, f"{place}th")
+            return f"Waiting: {ordinal} in line" + ("" if seconds is None else f", {about(seconds)}")
+        if state == "stopping":
+            return "Stopping: saving the best weights"
+        preparing = f"Preparing: {job.note}" if job.note else "Preparing the network"
+        return preparing if state == "preparing" else None

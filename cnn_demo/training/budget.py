@@ -1,0 +1,93 @@
+"""The clock, the budget and the stop flag of a run; of several processes, as all of them agreed."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .config import RunConfig
+from .distributed import Group
+
+
+class Stopped(Exception):
+    """Raised inside a step or an evaluation when a stop is requested. That step has then not happened."""
+
+
+@dataclass
+class Budget:
+    """How long a run has taken, pauses left out, and how much of its budget is left. Times in seconds.
+
+    agreed_seconds: at first those before a continuation. evaluation_seconds: for one image, measured by the scorer.
+    timed_steps, training_seconds: since the start or the continuation, evaluation and saving left out.
+    """
+
+    config: RunConfig
+    steps_per_epoch: int
+    test_pictures: int
+    stop: Callable[[], bool]
+    group: Group
+    agreed_seconds: float
+    evaluation_seconds: float = 0.0
+    timed_steps: int = 0
+    training_seconds: float = 0.0
+    origin: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.origin = time.monotonic() - self.agreed_seconds
+
+    def seconds(self) -> float:
+        """Return the seconds this run has taken, the same in all processes."""
+        return time.monotonic() - self.origin if self.group.size == 1 else self.agreed_seconds
+
+    def agree(self, requested: bool = False) -> bool:
+        """Set the clock of all processes to that of rank 0; return whether a stop was requested in any of them."""
+        stopped, self.agreed_seconds = self.group.agree(requested, time.monotonic() - self.origin)
+        return stopped
+
+    def check_stop(self) -> None:
+        """Raise Stopped if a stop is requested."""
+        if self.agree(self.stop()):
+            raise Stopped
+
+    def step_seconds(self) -> float:
+        """Return the mean seconds of a step."""
+        return self.training_seconds / max(1, self.timed_steps)
+
+    def reserve(self) -> float:
+        """Return the seconds of a budget in seconds that are set aside for the last validation and the test."""
+        pictures = self.config.held_out + self.test_pictures
+        return min(1.1 * pictures * self.evaluation_seconds + 0.5, (self.config.seconds or 0.0) / 2)
+
+    def training_limit(self) -> float:
+        """Return when training ends, in seconds since the start; infinity for a budget in epochs."""
+        return math.inf if self.config.seconds is None else self.config.seconds - self.reserve()
+
+    def fraction(self, step: int) -> float:
+        """Return the fraction of the training budget that is spent, 0 to 1."""
+        if self.config.epochs is not None:
+            return step / (self.config.epochs * self.steps_per_epoch)
+        return min(1.0, self.seconds() / self.training_limit())
+
+    def is_spent(self, step: int) -> bool:
+        """Tell whether the last step was taken: of a budget in seconds, whether another half would not fit."""
+        if self.config.seconds is None:
+            return self.fraction(step) >= 1
+        return step > 0 and self.seconds() + self.step_seconds() / 2 >= self.training_limit()
+
+    def deadline(self, pictures: int) -> float:
+        """Return when an evaluation of `pictures` that starts now must end: its part of the reserve."""
+        if self.config.seconds is None:
+            return math.inf
+        return self.seconds() + self.reserve() * pictures / (self.config.held_out + self.test_pictures)
+
+    def seconds_left(self, step: int) -> float | None:
+        """Return the seconds until the run is finished; None before ten steps were timed."""
+        if self.config.seconds is not None:
+            return max(0.0, self.config.seconds - self.seconds())
+        if self.timed_steps < 10:
+            return None
+        assert self.config.epochs is not None
+        steps = self.config.epochs * self.steps_per_epoch - step
+        validations = math.ceil(steps / self.steps_per_epoch)
+        pictures = validations * self.config.held_out + self.test_pictures
+        return steps * self.step_seconds() + pictures * self.evaluation_seconds

@@ -1,0 +1,250 @@
+"""Validation and test: logits over a set of images, and what they say of the weights.
+
+`Scorer` evaluates during a run; `evaluation_of` turns test logits into everything the page, the card and the
+`evaluate` command show.
+"""
+
+import base64
+import math
+import time
+from collections.abc import Generator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..pictures.dataset import Dataset, normalise
+from ..pictures.photo import to_png
+from .budget import Budget, Stopped
+
+EVALUATION_BATCH = 500
+BINS = 15  # of the calibration error
+MISTAKES = 12
+
+
+class Diverged(Exception):
+    """Raised when a loss is infinite or not a number."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """What the validation images say of a network's scores.
+
+    temperature: divide the logits by it and the scores are calibrated. limits: the energy (-logsumexp of the logits)
+    that 95 % of the images stay below, and the top score that 95 % reach: beyond them a picture is unusual, an answer
+    unsure, for these weights (energy: arXiv 2010.03759).
+    """
+
+    temperature: float
+    limits: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """An evaluation: mean loss in nats, accuracy 0 to 1, and the float32 logits `N,classes` it rests on."""
+
+    loss: float
+    accuracy: float
+    logits: Tensor
+
+
+class Evaluation(dict[str, Any]):
+    """The test at a run's end, as `evaluation_of` returns it."""
+
+
+@dataclass
+class Scorer:
+    """Validation and test of one run, and the best weights so far.
+
+    best_accuracy: None before the first validation. best: the weights with it, on the device. best_is_new: whether
+    they changed since the last snapshot.
+    """
+
+    network: nn.Module
+    data: Dataset
+    validation_index: Tensor
+    autocast: AbstractContextManager[None]
+    budget: Budget
+    best_step: int = 0
+    best_accuracy: float | None = None
+    best_calibration: Calibration | None = None
+    best: dict[str, Tensor] | None = None
+    best_is_new: bool = False
+
+    def __post_init__(self) -> None:
+        device = self.data.test_labels.device
+        self.mean, self.std = (torch.tensor(values, device=device) for values in (self.data.mean, self.data.std))
+
+    def time_evaluation(self) -> None:
+        """Measure the evaluation of one image; a network in eval mode is not changed by it."""
+        self.network.eval()
+        seconds = 0.0
+        for count in (20, 100):  # the first one warms up
+            part = torch.arange(min(count, len(self.data.test_labels)), device=self.data.test_labels.device)
+            begun = time.monotonic()
+            self._logits(self.data.test_pictures, part)
+            seconds = (time.monotonic() - begun) / len(part)
+        _, self.budget.evaluation_seconds = self.budget.group.agree(False, seconds)
+        self.network.train()
+
+    def validate(self, step: int, last: bool) -> Generator[None, None, Score | None]:
+        """Validate and keep the weights if they are the best; yield after each batch.
+
+        Returns None where nothing is held out, or where one before the last would take over a third of the time left.
+        """
+        index, budget = self.validation_index, self.budget
+        too_long = 3 * len(index) * budget.evaluation_seconds >= budget.training_limit() - budget.seconds()
+        if not len(index) or (too_long and not last):
+            return None
+        deadline = budget.deadline(len(index)) if last else math.inf
+        pictures, labels = self.data.train_pictures, self.data.train_labels
+        score = yield from self.evaluate(pictures, labels, index, deadline)
+        if self.best_accuracy is None or score.accuracy >= self.best_accuracy:
+            self.best_step, self.best_accuracy, self.best_is_new = step, score.accuracy, True
+            self.best_calibration = calibrate(score.logits, labels[index].cpu()[: len(score.logits)])
+            self.best = _cloned(self.network)
+        return score
+
+    def test(self, step: int) -> Generator[None, None, tuple[Score, Evaluation]]:
+        """Test the best weights, which stay in the network; yield after each batch."""
+        data, latest = self.data, _cloned(self.network)
+        if self.best is not None and self.best_step != step:
+            self.network.load_state_dict(self.best)
+        index = torch.arange(len(data.test_labels), device=data.test_labels.device)
+        deadline = max(self.budget.config.seconds or math.inf, self.budget.deadline(len(index)))
+        try:
+            score = yield from self.evaluate(data.test_pictures, data.test_labels, index, deadline)
+        except Stopped:  # what is saved now must be the run, not its best weights
+            self.network.load_state_dict(latest)
+            raise
+        held_out = len(self.validation_index) if self.best_calibration else 0
+        return score, Evaluation(evaluation_of(data, score.logits, self.best_calibration, held_out))
+
+    def evaluate(
+        self, pictures: Tensor, labels: Tensor, index: Tensor, deadline: float
+    ) -> Generator[None, None, Score]:
+        """Yield after each batch of the images of `index`; return the Score of those done by the deadline.
+
+        Raises Diverged where the loss is not a finite number.
+        """
+        found: list[Tensor] = []
+        self.network.eval()
+        try:
+            for part in index.split(EVALUATION_BATCH):
+                found.append(self._logits(pictures, part))
+                if self.budget.seconds() + EVALUATION_BATCH * self.budget.evaluation_seconds >= deadline:
+                    break
+                yield
+        finally:
+            self.network.train()
+        logits = torch.cat(found)
+        expected = labels[index].cpu()[: len(logits)]
+        loss = F.cross_entropy(logits.double(), expected).item()
+        if not math.isfinite(loss):
+            raise Diverged
+        return Score(loss=loss, accuracy=_mean(logits.argmax(1) == expected), logits=logits)
+
+    def _logits(self, pictures: Tensor, index: Tensor) -> Tensor:
+        """Return the float32 logits `N,classes` of the images of `index`, on the CPU."""
+        self.budget.check_stop()
+        with torch.inference_mode(), self.autocast:
+            logits: Tensor = self.network(normalise(pictures[index], self.mean, self.std))
+        return logits.float().cpu()
+
+
+def calibrate(logits: Tensor, labels: Tensor) -> Calibration:
+    """Return the calibration of validation logits `N,classes`."""
+    temperature = fit_temperature(logits, labels)
+    top = (logits / temperature).softmax(1).amax(1)
+    limits = ((-logits.logsumexp(1)).quantile(0.95).item(), top.quantile(0.05).item())
+    return Calibration(temperature=temperature, limits=limits)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the divisor of the logits `N,classes` under which the labels are likeliest, 0.25 to 4, to within 1 %.
+
+    The loss has one minimum over the temperature (Guo et al. 2017, arXiv 1706.04599), so a grid is refined around its
+    best point.
+    """
+    low, high = 0.25, 4.0
+    for _ in range(3):
+        grid = torch.logspace(math.log2(low), math.log2(high), 17, base=2)
+        scaled = (logits / grid.view(-1, 1, 1)).log_softmax(2)  # 17,N,classes
+        losses = -scaled[:, torch.arange(len(labels)), labels].mean(1)
+        best = int(losses.argmin())
+        low, high = float(grid[max(0, best - 1)]), float(grid[min(16, best + 1)])
+    return float(grid[best])
+
+
+def reliability(scores: Tensor, labels: Tensor) -> list[list[float]]:
+    """Return for 15 bins of the top score of `N,classes`: images, mean top score, accuracy (both 0 in an empty bin)."""
+    top, answers = scores.max(1)
+    bins = (top * BINS).long().clamp(max=BINS - 1)
+    counts = torch.bincount(bins, minlength=BINS)
+    sums = [torch.zeros(BINS).index_add(0, bins, values) for values in (top, (answers == labels).float())]
+    rows = torch.stack([counts.float(), *(values / counts.clamp(min=1) for values in sums)], dim=1)
+    found: list[list[float]] = rows.tolist()
+    return found
+
+
+def calibration_error(bins: list[list[float]]) -> float:
+    """Return the expected calibration error of `reliability` bins: the mean gap of top score and accuracy."""
+    return sum(count * abs(score - accuracy) for count, score, accuracy in bins) / sum(count for count, *_ in bins)
+
+
+def evaluation_of(
+    data: Dataset, logits: Tensor, calibration: Calibration | None, held_out: int, flip_accuracy: float | None = None
+) -> dict[str, Any]:
+    """Return the evaluation of weights by their logits `N,classes` of the first N test images, as JSON-ready values.
+
+    Accuracies, scores and errors 0 to 1, loss in nats. accuracy: one view; accuracy_flip: logits of an image and its
+    horizontal flip averaged, None where that was not measured. temperature, limits: see Calibration, from `held_out`
+    validation images. ece_before, ece_after: calibration error before and after dividing by the temperature;
+    reliability: the bins after. confusion: a row for each true class. mistakes: the wrong answers with the highest
+    scores, their images as PNG in base64.
+    """
+    temperature = calibration.temperature if calibration else 1.0
+    labels = data.test_labels.cpu()[: len(logits)]
+    scores = (logits / temperature).softmax(1)
+    bins = reliability(scores, labels)
+    top, answers = scores.max(1)
+    wrong = (answers != labels).nonzero()[:, 0]
+    worst: list[int] = wrong[top[wrong].argsort(descending=True)[:MISTAKES]].tolist()
+    classes = len(data.classes)
+    confusion = torch.bincount(labels * classes + answers, minlength=classes**2).view(classes, classes)
+    return {
+        "dataset": data.name,
+        "classes": list(data.classes),
+        "pictures": len(labels),
+        "accuracy": _mean(answers == labels),
+        "accuracy_flip": flip_accuracy,
+        "loss": F.cross_entropy(logits, labels).item(),
+        "validation_pictures": held_out,
+        "temperature": temperature,
+        "limits": list(calibration.limits) if calibration else None,
+        "ece_before": calibration_error(reliability(logits.softmax(1), labels)),
+        "ece_after": calibration_error(bins),
+        "reliability": bins,
+        "confusion": confusion.tolist(),
+        "mistakes": [
+            {
+                "index": index,
+                "label": data.classes[int(labels[index])],
+                "answer": data.classes[int(answers[index])],
+                "score": top[index].item(),
+                "png": base64.b64encode(to_png(data.test_pictures[index])).decode(),
+            }
+            for index in worst
+        ],
+    }
+
+
+def _cloned(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def _mean(correct: Tensor) -> float:
+    return int(correct.sum()) / len(correct)

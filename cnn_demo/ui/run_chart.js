@@ -1,0 +1,175 @@
+// The charts of one to four runs: loss, accuracy and learning rate by step, updated in place by Plotly.
+
+// An exponential moving average that does not start at zero.
+cnnDemo.smooth = (values, factor) => {
+  let [sum, weight] = [0, 0];
+  return values.map((value) => {
+    sum = factor * sum + (1 - factor) * value;
+    weight = factor * weight + 1 - factor;
+    return sum / weight;
+  });
+};
+
+// Returns the six curves of a run. upTo: the last step that is drawn; label: "2: " where several runs are drawn.
+cnnDemo.curves = (record, { upTo, label, colour, edge, smoothing }) => {
+  const points = record.points.filter((point) => point.step <= upTo);
+  const epochs = record.epochs.filter((epoch) => epoch.step <= upTo && epoch.validation_loss != null);
+  const best = epochs.filter((epoch) => epoch.best).slice(-1);
+  const steps = points.map((point) => point.step);
+  const at = epochs.map((epoch) => epoch.step);
+  const group = { type: "scatter", legendgroup: label || undefined };
+  const line = (name, more) => ({ ...group, mode: "lines", name: label + name, ...more });
+  const marks = (name, more) => ({ ...group, mode: "lines+markers", name: label + name, x: at, ...more });
+  return [
+    line("loss, raw", {
+      x: points.flatMap((point) => [point.step, point.step]),
+      y: points.flatMap((point) => [point.loss_high, point.loss_low]),
+      line: { color: colour, width: 1 },
+      opacity: 0.35,
+      hoverinfo: "skip",
+    }),
+    line("loss, smoothed", {
+      x: steps,
+      y: cnnDemo.smooth(points.map((point) => point.loss), smoothing),
+      line: { color: colour, width: 2 },
+      hovertemplate: "%{y:.3f}",
+    }),
+    marks("validation loss", {
+      y: epochs.map((epoch) => epoch.validation_loss),
+      line: { color: colour, width: 1.5, dash: "dot" },
+      marker: { size: 6, symbol: "diamond" },
+      hovertemplate: "%{y:.3f}",
+    }),
+    marks("validation accuracy", {
+      y: epochs.map((epoch) => epoch.validation_accuracy),
+      yaxis: "y2",
+      line: { color: colour, width: 2 },
+      marker: { size: 6 },
+      hovertemplate: "%{y:.1%}",
+    }),
+    marks("best checkpoint", {
+      mode: "markers",
+      x: best.map((epoch) => epoch.step),
+      y: best.map((epoch) => epoch.validation_accuracy),
+      yaxis: "y2",
+      marker: { color: colour, size: 15, symbol: "star", line: { width: 1, color: edge } },
+      hovertemplate: "best: %{y:.1%}",
+    }),
+    line("learning rate", {
+      x: steps,
+      y: points.map((point) => point.learning_rate),
+      yaxis: "y3",
+      line: { color: colour, width: 1.5 },
+      hovertemplate: "%{y:.3g}",
+    }),
+  ];
+};
+
+// view: what keeps its zoom (the run's id). Three charts share the axis of steps.
+cnnDemo.chartLayout = ({ width, narrow, logarithmic, view, style }) => {
+  const axis = { gridcolor: style("--grid"), zeroline: false, automargin: false, fixedrange: narrow };
+  const half = { entrywidth: 0.48, entrywidthmode: "fraction" };
+  return {
+    width,
+    height: narrow ? 560 : 600,
+    margin: narrow ? { l: 48, r: 4, t: 4, b: 40 } : { l: 56, r: 12, t: 4, b: 40 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: style("--ink"), family: "system-ui, sans-serif", size: 12 },
+    hovermode: "x unified",
+    hoversubplots: "axis",
+    hoverlabel: { bgcolor: style("--background"), font: { color: style("--ink") } },
+    legend: {
+      orientation: "h", y: 1.01, yanchor: "bottom", x: 0, font: { size: narrow ? 10 : 11 }, ...(narrow ? half : {}),
+    },
+    dragmode: narrow ? false : "zoom",
+    uirevision: view,
+    xaxis: { ...axis, title: { text: "step" }, anchor: "y3", rangemode: "tozero" },
+    yaxis: {
+      ...axis, title: { text: "loss (nats)" }, domain: [0.47, 1], type: logarithmic ? "log" : "linear",
+      uirevision: view + logarithmic,
+    },
+    yaxis2: { ...axis, title: { text: "accuracy" }, domain: [0.19, 0.42], tickformat: ".0%", range: [0, 1] },
+    yaxis3: { ...axis, title: { text: "rate" }, domain: [0, 0.13], rangemode: "tozero", nticks: 3 },
+  };
+};
+
+// box: the node whose width and colours count; plotly: the address of the library; onError(sentence).
+cnnDemo.runChart = ({ box, tools, chart, plotly, isVisible, onError }) => {
+  const { make } = cnnDemo;
+  const choices = { logarithmic: false, smoothing: 0.8 };
+  const style = (name) => getComputedStyle(box).getPropertyValue(name).trim();
+  let last = null; // what was asked to be drawn
+  let cost = 0; // milliseconds of the last drawing
+  let dragging = false; // a drawing would end the drag
+  let loading = null;
+
+  function loadPlotly() {
+    loading ||= new Promise((resolve, reject) => {
+      document.head.append(make("script", { src: plotly, onload: resolve, onerror: reject }));
+    });
+    return loading;
+  }
+
+  // runs: [[id, record]], the first one in view; replayed: how much of it is drawn, 0 to 1; summary: its text.
+  async function draw(runs, replayed, summary) {
+    last = [runs, replayed, summary];
+    chart.hidden = tools.hidden = !runs.some(([, record]) => record.points.length);
+    if (chart.hidden) return;
+    try {
+      await loadPlotly();
+    } catch {
+      loading = null;
+      return onError("The charts could not be loaded; reload the page.");
+    }
+    if (!isVisible() || dragging || last[0] !== runs) return;
+    const seen = runs.map(([id, record]) => [id, record.seq]);
+    const key = [...seen, ...Object.values(choices), replayed, chart.clientWidth, style("--ink")].join();
+    if (chart.dataset.key === key) return;
+    chart.dataset.key = key;
+    const begun = performance.now();
+    const narrow = chart.clientWidth < 520;
+    const data = runs.flatMap(([, record], index) => {
+      const steps = record.points.at(-1)?.step || 0;
+      return cnnDemo.curves(record, {
+        upTo: index || replayed === null ? Infinity : replayed * steps,
+        label: runs.length > 1 ? `${index + 1}: ` : "",
+        colour: style(`--run-${index + 1}`),
+        edge: style("--background"),
+        smoothing: choices.smoothing,
+      });
+    });
+    const layout = cnnDemo.chartLayout({ width: chart.clientWidth, narrow, view: runs[0][0], style, ...choices });
+    const buttons = { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+    await Plotly.react(chart, data, layout, { displayModeBar: narrow ? false : "hover", ...buttons });
+    chart.setAttribute("role", "figure");
+    chart.setAttribute("aria-label", `Loss, accuracy and learning rate by step. ${summary}`);
+    requestAnimationFrame(() => setTimeout(() => (cost = performance.now() - begun))); // painting included
+  }
+
+  const redraw = () => last && draw(...last);
+
+  function choose(name, value) {
+    choices[name] = value;
+    redraw();
+  }
+
+  const slider = make("input", {
+    type: "range", min: 0, max: 0.98, step: 0.02, value: choices.smoothing,
+    "aria-label": "smoothing of the training loss",
+    oninput: (event) => choose("smoothing", Number(event.target.value)),
+  });
+  const check = make("input", { type: "checkbox", onchange: (event) => choose("logarithmic", event.target.checked) });
+  tools.append(make("label", {}, "smoothing ", slider), make("label", {}, check, " logarithmic loss"));
+
+  chart.addEventListener("pointerdown", () => (dragging = true), true);
+  for (const end of ["pointerup", "pointercancel", "blur"]) {
+    addEventListener(end, () => {
+      if (!dragging) return;
+      dragging = false;
+      setTimeout(redraw);
+    });
+  }
+  new MutationObserver(redraw).observe(document.body, { attributes: true, attributeFilter: ["class"] }); // dark, light
+  return { draw, redraw, cost: () => cost };
+};

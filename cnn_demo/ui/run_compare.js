@@ -1,0 +1,49 @@
+// The list of other runs, and the table of those that are overlaid.
+
+// A run in a line: what it is called, on what it trained if not on CIFAR-10, and how good it is.
+cnnDemo.runLine = (run) => {
+  const { percent } = cnnDemo;
+  if (run.test_accuracy != null) return `${run.title} · ${percent(run.test_accuracy)} test`;
+  const validation = run.validation_accuracy != null ? ` · ${percent(run.validation_accuracy)} validation` : "";
+  return `${run.title} · ${run.state}${validation}`;
+};
+
+// rows: answers of `listing`. choose(id, wanted) overlays a run, show(id) puts it in view.
+cnnDemo.runList = (rows, { others, choose, show }) => {
+  const { make, button } = cnnDemo;
+  if (!rows.length) {
+    const advice = "There is no other run yet. Change one setting and train again to overlay the runs.";
+    return [make("p", { class: "quiet" }, advice)];
+  }
+  return rows.map((run) => {
+    const chosen = others.includes(run.run);
+    const check = make("input", {
+      type: "checkbox", checked: chosen, disabled: !chosen && others.length > 2,
+      onchange: (event) => choose(run.run, event.target.checked),
+    });
+    const label = make("label", {}, check, make("span", {}, cnnDemo.runLine(run), " ", make("code", {}, run.run)));
+    return make("div", {}, label, button("Show", () => show(run.run), "small"));
+  });
+};
+
+// runs: [[id, record]], two or more; labels: name -> label of a setting. Shows what differs, and the results.
+cnnDemo.comparisonTable = (runs, labels) => {
+  const { make } = cnnDemo;
+  const records = runs.map(([, record]) => record);
+  const row = (title, cells) =>
+    make("tr", {}, make("th", { scope: "row" }, title), ...cells.map((cell) => make("td", {}, cell)));
+  const heads = records.map((record, index) =>
+    make("th", { scope: "col" }, make("span", { class: `dot run-${index + 1}` }), record.title));
+  const value = (record, name) => String(record.config[name] ?? "");
+  const differs = (name) => new Set(records.map((record) => value(record, name))).size > 1;
+  const settings = Object.keys(records[0].config).filter(differs).map((name) =>
+    row(labels[name] || name, records.map((record) => value(record, name))));
+  if (!settings.length) settings.push(row("settings", records.map(() => "the same")));
+  const found = records.map(cnnDemo.results);
+  const results = Object.entries(cnnDemo.RESULTS).map(([key, title]) => row(title, found.map((one) => one[key])));
+  return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "comparison of runs" },
+    make("table", {},
+      make("caption", {}, "Different settings, and the results"),
+      make("thead", {}, make("tr", {}, make("td"), ...heads)),
+      make("tbody", {}, ...settings, ...results)));
+};

@@ -1,0 +1,120 @@
+// What the view of a run says in words: head, buttons, result, summary, log. Each function returns nodes or text.
+
+// What a result is called, in the card and in the comparison.
+cnnDemo.RESULTS = {
+  state: "ended",
+  test: "test accuracy",
+  validation: "validation accuracy",
+  steps: "steps",
+  time: "time",
+  speed: "images/s",
+};
+
+cnnDemo.results = (record) => {
+  const { percent, count, clock } = cnnDemo;
+  const { end, started, state } = record;
+  const best = cnnDemo.bestEpoch(record);
+  const device = started ? ` (${started.device})` : "";
+  return {
+    state,
+    test: end?.test_accuracy == null ? "" : `${percent(end.test_accuracy)} of ${count(end.test_pictures)}`,
+    validation:
+      best?.validation_accuracy == null ? "" : `${percent(best.validation_accuracy)}, epoch ${best.epoch}`,
+    steps: count(end?.step ?? record.points.at(-1)?.step ?? 0),
+    time: end ? clock(end.seconds) : "",
+    speed: end?.images_per_second ? count(Math.round(end.images_per_second)) + device : "",
+  };
+};
+
+cnnDemo.origin = (record, isExample) => {
+  if (isExample) return record.saved ? "the run that made the checkpoint shipped with this app" : "a recorded run";
+  if (record.source.repo) return `from the Hub: ${record.source.repo}@${record.source.commit.slice(0, 8)}`;
+  if (record.mine) return "your run";
+  return record.owned ? "you are watching" : "from the command line";
+};
+
+// The title of a run, and for its owner a way to change it. rename(title) resolves to whether it was saved.
+cnnDemo.titleNodes = (record, { editing, edit, rename }) => {
+  const { make, button } = cnnDemo;
+  if (!editing) {
+    return [make("strong", {}, record.title), record.mine && button("Rename", () => edit(true), "small rename")];
+  }
+  const input = make("input", {
+    type: "text", value: record.title, maxlength: 80, "aria-label": "Title of this run",
+    onkeydown: async (event) => {
+      if (event.key === "Escape") edit(false);
+      else if (event.key === "Enter" && input.value.trim() && (await rename(input.value.trim()))) edit(false);
+    },
+  });
+  setTimeout(() => input.select());
+  return [input];
+};
+
+// actions: the functions that the buttons call. confirming: whether Discard was pressed once.
+cnnDemo.actionButtons = (run, record, { isExample, replaying, confirming, actions }) => {
+  const { button, copyButton } = cnnDemo;
+  const { state, mine, saved } = record;
+  const ended = cnnDemo.hasEnded(record);
+  const link = () => `${location.origin}${location.pathname}?run=${run}`;
+  const mayStop = mine && !ended && state !== "stopping";
+  const mayContinue = mine && !record.source.repo && cnnDemo.CAN_CONTINUE.includes(state);
+  return [
+    mayStop && button(state === "queued" ? "Leave the queue" : "Stop and keep the best", actions.stop, "stop"),
+    mayContinue && button("Continue", actions.resume, "main"),
+    saved && button("Classify a picture", actions.use, state === "finished" ? "main" : ""),
+    saved && ended && (mine || !record.owned) && button("Save or download", actions.save),
+    ended && record.points.length > 2 && button(replaying ? "Show the full run" : "Replay", actions.replay),
+    !isExample && copyButton(link, "link to this run"),
+    mine && ended && !confirming && button("Discard", () => actions.confirm(true)),
+    mine && confirming && button("Yes, delete the run and its weights", actions.discard, "stop"),
+    mine && confirming && button("Do not delete", () => actions.confirm(false)),
+  ];
+};
+
+cnnDemo.nextStep = (record) =>
+  ({
+    finished: `Next: ${record.saved ? "classify a picture, or " : ""}change one setting and compare.`,
+    stopped: "Next: press Continue, or classify with the weights so far.",
+    failed: "Next: fix the problem above, then press Continue.",
+    diverged: "Next: start again with a lower learning rate. The last saved weights are kept.",
+    interrupted: "Next: press Continue to resume from the last checkpoint.",
+  })[record.state];
+
+// The result of a run that has ended.
+cnnDemo.cardNodes = (run, record) => {
+  const { make, percent, count } = cnnDemo;
+  const { end } = record;
+  if (!end || !cnnDemo.hasEnded(record)) return [];
+  const found = cnnDemo.results(record);
+  const said = record.source.repo ? `, reported by ${record.source.repo}` : "";
+  const big = end.test_accuracy != null && make("div", { class: "big" },
+    make("strong", {}, percent(end.test_accuracy)),
+    make("span", {}, `test accuracy (${count(end.test_pictures)} images)${said}`));
+  const facts = Object.entries(cnnDemo.RESULTS).filter(([key]) => found[key] && !["state", "test"].includes(key));
+  const rows = facts.map(([key, title]) => [make("dt", {}, title), make("dd", {}, found[key])]);
+  if (record.saved) {
+    const file = make("code", {}, `checkpoints/${run}/model.safetensors`);
+    rows.push([make("dt", {}, "checkpoint"), make("dd", {}, file)]);
+  }
+  const next = cnnDemo.nextStep(record);
+  return [big, make("dl", {}, ...rows.flat()), next && make("p", {}, next)];
+};
+
+// One sentence on the losses, which screen readers hear when it changes.
+cnnDemo.summaryText = (record) => {
+  const [first, last, best] = [record.epochs[0], record.epochs.at(-1), cnnDemo.bestEpoch(record)];
+  if (!last) return record.points.length > 1 ? "The first epoch is in progress." : "";
+  const latest = first === last ? "" : `, ${last.train_loss.toFixed(2)} in epoch ${last.epoch}`;
+  const loss = `Training loss: ${first.train_loss.toFixed(2)} in epoch ${first.epoch}${latest}.`;
+  if (best?.validation_accuracy == null) return loss;
+  return `${loss} Best validation accuracy: ${cnnDemo.percent(best.validation_accuracy)}, after epoch ${best.epoch}.`;
+};
+
+// The training log in the words of the course project.
+cnnDemo.logText = (record) => {
+  const { end } = record;
+  const tested = end?.test_accuracy != null;
+  const accuracy = () => `${(100 * end.test_accuracy).toFixed(2)} %`;
+  const last = tested ? [`Accuracy of the network on the ${end.test_pictures} test images: ${accuracy()}`] : [];
+  return [...record.log, ...last].join("\n");
+};

@@ -1,0 +1,129 @@
+"""Uploading a Space, starting a job."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cnn_demo.errors import CnnDemoError, HubError, InputError
+from cnn_demo.sharing import jobs, space
+from tests.hub_server import HubServer
+from tests.sharing import ADA, quiet
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git checkout of this program without its weights; some files in it are not tracked."""
+    folder = tmp_path_factory.mktemp("checkout") / "cnn-demo"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "cnn_demo", folder / "cnn_demo", ignore=ignored)
+    for name in ("app.py", "LICENSE", "README.md", "pyproject.toml", "requirements.txt", "Makefile"):
+        shutil.copy(ROOT / name, folder / name)
+    for name in ("checkpoints/vgg16/config.json", "checkpoints/my-run/config.json", "tests/test_x.py"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("{}")
+    for command in (["init", "-q"], ["add", "."]):
+        subprocess.run(["git", "-C", str(folder), *command], check=True)
+    for name in (".env", "cnn_demo/.env", "cnn_demo/.card.py.swp", "checkpoints/vgg16/owner"):
+        (folder / name).write_text("a secret")
+    return folder
+
+
+def upload(server: HubServer, checkout: Path, name: str = "ada/cnn", force: bool = False) -> str:
+    return space.upload_space(server.url, name, checkout, ADA, quiet, force)
+
+
+def test_space_gets_the_files_it_needs_in_one_commit(server: HubServer, checkout: Path) -> None:
+    address = upload(server, checkout)
+    repo = server.repos["spaces", "ada/cnn"]
+    assert address == f"{server.url}/spaces/ada/cnn" and repo.titles == ["initial commit", "CNN Demo"]
+    names = set(repo.files)
+    product = {str(path.relative_to(checkout)) for path in (checkout / "cnn_demo").rglob("*.*")}
+    product -= {"cnn_demo/.env", "cnn_demo/.card.py.swp"}
+    assert names == product | {
+        *(".gitattributes", "app.py", "README.md", "LICENSE", "pyproject.toml", "checkpoints/vgg16/config.json"),
+        *("requirements.txt", "requirements-preinstalled.txt"),
+    }
+    assert repo.files["app.py"] == (checkout / "app.py").read_bytes()
+    created = next(json.loads(r["body"]) for r in server.requests if r["path"] == "/api/repos/create")
+    assert created["sdk"] == "gradio" and created["type"] == "space"
+
+    server.add_repo("ada/cnn", {**repo.files, "left over.txt": b"x"}, kind="spaces")
+    upload(server, checkout)  # again: it is this program's
+    assert set(repo.files) == names and len(repo.commits) == 4
+
+
+def test_requirements_of_a_space_leave_out_what_it_installs_itself(server: HubServer, checkout: Path) -> None:
+    upload(server, checkout)
+    files = server.repos["spaces", "ada/cnn"].files
+    pins, preinstalled = (files[name].decode() for name in space.REQUIREMENTS)
+    assert "torch==2.11.0" in pins and "torchvision==0.26.0" in pins
+    assert not re.search("^(gradio|huggingface|spaces)", pins, re.M)
+    assert preinstalled.startswith("gradio[mcp,oauth]==") and "\nhuggingface-hub==" in preinstalled
+    both = sorted((pins + preinstalled).split())
+    assert both == sorted((ROOT / "requirements.txt").read_text().split())
+
+
+def test_space_of_another_program_is_replaced_only_by_force(server: HubServer, checkout: Path) -> None:
+    other = {"app.py": b"print()", "data.csv": b"1", "README.md": b"# Mine", ".gitattributes": b""}
+    server.add_repo("ada/other", other, kind="spaces")
+    with pytest.raises(InputError, match=r"2 files would be deleted \(app\.py, data\.csv\).*--force"):
+        upload(server, checkout, "ada/other")
+    repo = server.repos["spaces", "ada/other"]
+    assert len(repo.commits) == 1 and repo.files == other
+    upload(server, checkout, "ada/other", force=True)
+    assert "data.csv" not in repo.files and "cnn_demo/cli.py" in repo.files
+
+
+def test_a_commit_made_meanwhile_is_not_overwritten(server: HubServer, checkout: Path) -> None:
+    def report(text: str, share: float) -> None:
+        if text.startswith("uploading"):
+            server.add_repo("ada/cnn", {"cnn_demo/x.py": b"of someone else"}, kind="spaces")
+
+    with pytest.raises(HubError, match="Someone else changed"):
+        space.upload_space(server.url, "ada/cnn", checkout, ADA, report, False)
+    assert server.repos["spaces", "ada/cnn"].files == {"cnn_demo/x.py": b"of someone else"}
+
+
+def test_without_git_or_a_checkout_nothing_is_uploaded(
+    server: HubServer, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "site-packages"  # as pip leaves it
+    shutil.copytree(checkout / "cnn_demo", installed / "cnn_demo")
+    with pytest.raises(InputError, match=r"this needs git, and .*site-packages to be a git checkout"):
+        upload(server, installed)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="this needs git"):
+        upload(server, checkout)
+    assert not server.requests
+
+
+def test_upload_needs_a_sign_in(server: HubServer, checkout: Path) -> None:
+    with pytest.raises(HubError, match="hf auth login"):
+        space.upload_space(server.url, "ada/cnn", checkout, False, quiet, False)
+    assert not server.requests
+
+
+def test_job_runs_the_command_and_pushes(server: HubServer) -> None:
+    command = "python -m cnn_demo train vgg16 --epochs 20"
+    address = jobs.launch(server.url, command, "t4-small", "ada/cnn", "ada/net", ADA)
+    (job,) = server.jobs
+    assert address and job["flavor"] == "t4-small" and job["secrets"] == {"HF_TOKEN": ADA}
+    script = job["command"][-1]
+    assert f"{command} --json" in script and f"{server.url}/spaces/ada/cnn" in script and script.endswith("ada/net")
+    assert ADA not in json.dumps({**job, "secrets": ""})
+    with pytest.raises(CnnDemoError, match="hf auth login"):
+        jobs.launch(server.url, command, "t4-small", "ada/cnn", "ada/net", False)
+
+
+def test_a_job_that_may_have_started_is_not_to_be_started_again(server: HubServer) -> None:
+    server.close()
+    with pytest.raises(HubError, match="look at your jobs"):
+        jobs.launch(server.url, "python -m cnn_demo train vgg16", "t4-small", "ada/cnn", "ada/net", ADA)
