@@ -158,7 +158,7 @@ def load_data(name: str, arguments: argparse.Namespace, where: settings.Settings
 
 
 def follow(run: Run | None, config: RunConfig, data: Dataset, where: settings.Settings, as_json: bool) -> None:
-    """Train a run (None: a new one), print what happens to stderr, then its result; as torchrun's rank 1 up, nothing."""
+    """Train a run (None: a new one), print what happens to stderr and its result to stdout; above rank 0 nothing."""
     from .runs import folder, recording
     from .training import device, distributed
 

@@ -65,11 +65,10 @@ def prepare_environment() -> None:
 
 
 def read() -> Settings:
-    """Return the settings of this process.
+    """Return the settings of this process. An installed package keeps its checkpoints in the cache.
 
-    CNN_DEMO_CHECKPOINTS, CNN_DEMO_DATA, CNN_DEMO_CACHE (folders), HF_ENDPOINT, CNN_DEMO_TORONTO (addresses). An
-    installed package keeps its checkpoints in the cache. Visitors can sign in on a Space that sets OAUTH_CLIENT_ID;
-    CNN_DEMO_SIGN_IN turns this on elsewhere, as the user of HF_TOKEN but with a token that the real Hub refuses.
+    Visitors can sign in on a Space that sets OAUTH_CLIENT_ID; CNN_DEMO_SIGN_IN turns this on elsewhere, as the user of
+    HF_TOKEN but with a token that the real Hub refuses.
     """
     get = os.environ.get
     cache = Path(get("CNN_DEMO_CACHE") or Path(get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnn-demo")

@@ -80,8 +80,8 @@ def show_event(event: Event, history: History, config: RunConfig, show: Callable
         case Progress():
             for line in course_log(event, history, config.epochs):
                 say(line)
-            accuracies = [epoch.validation_accuracy for epoch in history.epochs]
-            accuracy = "" if not accuracies or accuracies[-1] is None else f"  accuracy {accuracies[-1]:.2%}"
+            reached = history.epochs[-1].validation_accuracy if history.epochs else None
+            accuracy = "" if reached is None else f"  accuracy {reached:.2%}"
             loss = "" if event.loss is None else f"  loss {event.loss:.3f}"
             rate = f"  {event.images_per_second:,.0f} images/s" if event.images_per_second else ""
             left = "" if event.seconds_left is None else f"  {clock(event.seconds_left)} left"
@@ -97,9 +97,8 @@ def show_event(event: Event, history: History, config: RunConfig, show: Callable
 
 def print_table(heads: tuple[str, ...], lines: list[list[Any]], left: int) -> None:
     """Print columns, the first `left` of them aligned left. A float is shown in percent, None as nothing."""
-    table = [list(heads)]
-    for line in lines:
-        table.append(["" if c is None else f"{c:.2%}" if isinstance(c, float) else str(c) for c in line])
+    texts = (["" if c is None else f"{c:.2%}" if isinstance(c, float) else str(c) for c in line] for line in lines)
+    table = [list(heads), *texts]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         cells = enumerate(zip(row, widths, strict=True))

@@ -10,8 +10,6 @@ from ..pictures.dataset import Dataset, Report, normalise, split
 from ..runs.checkpoints import Checkpoint
 from ..training.scoring import calibrate, evaluation_of
 
-BATCH = 250
-
 
 def evaluate(checkpoint: Checkpoint, data: Dataset, report: Report) -> dict[str, Any]:
     """Return a checkpoint's evaluation (see scoring.evaluation_of), calibrated on the images it held out, if any."""
@@ -30,7 +28,7 @@ def evaluate(checkpoint: Checkpoint, data: Dataset, report: Report) -> dict[str,
 def logits_of(network: Network, checkpoint: Checkpoint, pictures: Tensor, which: str, report: Report) -> Tensor:
     """Return the logits `N,classes` of uint8 `N,3,32,32`."""
     found = []
-    for i, part in enumerate(parts := pictures.split(BATCH)):
+    for i, part in enumerate(parts := pictures.split(250)):
         with torch.inference_mode():
             found.append(network(normalise(part, checkpoint.mean, checkpoint.std)))
         report(f"evaluating the {which} images", (i + 1) / len(parts))

@@ -15,8 +15,6 @@ from ..pictures.dataset import normalise
 from ..runs.checkpoints import NAME, Checkpoint, read_checkpoint
 from ..runs.files import EVALUATION, WEIGHTS, modified
 
-NETWORKS_IN_MEMORY = 4
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
@@ -54,7 +52,7 @@ class Classifier:
 
     def __init__(self, root: Path) -> None:
         self._root, self._lock = root, threading.Lock()
-        self._load = functools.lru_cache(NETWORKS_IN_MEMORY)(self._read)
+        self._load = functools.lru_cache(maxsize=4)(self._read)
 
     def answer(self, name: str, pixels: Tensor) -> tuple[Checkpoint, Answer]:
         """Return the checkpoint of a name (never a path), without its weights, and its answer to uint8 `3,32,32`.
@@ -78,6 +76,4 @@ def percent(score: float) -> str:
     """Return a score for a screen: one decimal, never "100 %" below 0.9995, never "0.0 %"."""
     if score >= 0.9995:
         return "100 %"
-    if score < 0.001:
-        return "<0.1 %"
-    return f"{min(score, 0.999) * 100:.1f} %"
+    return f"{min(score, 0.999) * 100:.1f} %" if score >= 0.001 else "<0.1 %"

@@ -45,7 +45,7 @@ def build(name: str, classes: int, seed: int) -> Network:
         for layer in network.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(
-                    layer.weight, 0, "fan_out" if isinstance(layer, nn.Conv2d) else "fan_in", "relu"
+                    layer.weight, mode="fan_out" if isinstance(layer, nn.Conv2d) else "fan_in", nonlinearity="relu"
                 )
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
@@ -64,7 +64,7 @@ def construct(name: str, classes: int) -> Network:
 
 def _vgg(layout: Vgg, classes: int) -> Iterator[tuple[Stage, nn.Module]]:
     """Yield the stages of a VGG with batch normalization (Simonyan and Zisserman 2014, arXiv 1409.1556)."""
-    inputs, stride = 3, 1
+    inputs = 3
     for number, (channels, depth) in enumerate(layout.stages, start=1):
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for i in range(1, depth + 1):
@@ -73,9 +73,8 @@ def _vgg(layout: Vgg, classes: int) -> Iterator[tuple[Stage, nn.Module]]:
             layers[f"relu{i}"] = nn.ReLU(inplace=True)
             inputs = channels
         layers["pool"] = nn.MaxPool2d(2)
-        stride *= 2
         text = f"{depth} x conv3x3-BN-ReLU, max-pool/2"
-        yield Stage(name=f"stage{number}", description=text, channels=channels, stride=stride), nn.Sequential(layers)
+        yield Stage(name=f"stage{number}", description=text, channels=channels, stride=2**number), nn.Sequential(layers)
     yield _classifier((inputs, *layout.hidden, classes))
 
 

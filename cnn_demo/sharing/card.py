@@ -11,13 +11,16 @@ from ..runs.folder import Run
 from ..runs.history import History
 
 
-def model_card(run: Run, history: History, evaluation: dict[str, Any] | None, repo: str) -> str:
-    """Return the card in Markdown. The log of a pulled run is a stranger's: no result that only it claims is stated."""
+def model_card(run: Run, history: History, found: dict[str, Any] | None, repo: str) -> str:
+    """Return the card in Markdown; `found` is the run's evaluation.
+
+    The log of a pulled run is a stranger's: no result that only it claims is stated.
+    """
     data, network, code = DATASETS[run.config.dataset], NETWORKS[run.config.model].title, settings.read_code()
-    end = None if run.source else history.finished
+    end, best, started = (None, None, None) if run.source else (history.finished, history.best, history.started)
     accuracy, images = (end.test_accuracy, end.test_pictures) if end else (None, 0)
-    if evaluation:
-        accuracy, images = evaluation["accuracy"], evaluation["pictures"]
+    if found:
+        accuracy, images = found["accuracy"], found["pictures"]
     head = f"tags: [cnn-demo, image-classification, {run.config.model}]"
     if data.hub:
         head += f"\ndatasets: [{data.hub}]"
@@ -26,6 +29,28 @@ def model_card(run: Run, history: History, evaluation: dict[str, Any] | None, re
         source = {"type": data.hub, "name": data.title, "split": "test"}
         result = {"task": {"type": "image-classification"}, "dataset": source, "metrics": [metric]}
         head += "\nmodel-index: " + json.dumps([{"name": f"{network} on {data.title}", "results": [result]}])
+    rows: list[tuple[Any, ...]] = []
+    if accuracy is not None:
+        rows.append(("test accuracy", f"**{accuracy:.2%}** ({images:,} images)"))
+    if found and found["accuracy_flip"] is not None:
+        rows.append(("test accuracy with flip averaging", f"{found['accuracy_flip']:.2%}"))
+    if found:
+        scaling = "{ece_before:.2%} before temperature scaling by {temperature:.3f}, fitted on {validation_pictures:,}"
+        before = f" ({scaling.format(**found)} images)" if found["validation_pictures"] else ""
+        rows.append(("expected calibration error", f"{found['ece_after']:.2%}{before}"))
+    if best and best.validation_accuracy is not None:
+        rows.append(("best validation accuracy", f"{best.validation_accuracy:.2%}"))
+    results = _table("measure", "result", rows=rows) + "\n\n" if rows else ""
+    if found:
+        shares = [f"{row[i] / max(sum(row), 1):.1%}" for i, row in enumerate(found["confusion"])]
+        results += _table("class", *found["classes"], rows=[("accuracy", *shares)]) + "\n\n"
+    if end and started:
+        took = f"{end.epochs} epochs, {end.step:,} steps, {end.seconds:,.0f} s in {started.precision}"
+        results += f"The run `{run.id}` {end.reason} after {took} on {started.device}."
+    elif run.source:
+        results += "The weights were pulled from the Hub and exported again."
+    else:
+        results += f"The run `{run.id}` has not ended."
     stages = []
     for s in measure(run.config.model):
         shape = "x".join(map(str, s.output))
@@ -42,7 +67,7 @@ metrics: [accuracy]
 
 Trained with {f"[CNN Demo]({code})" if code else "CNN Demo"}, an app that shows how a convolutional network learns.
 
-{_results(run, history, evaluation, accuracy, images)}
+{results}
 
 ![Loss and accuracy by step](curve.png)
 
@@ -74,32 +99,6 @@ The network knows only these classes: {", ".join(data.classes)}. It answers with
 and it sees no more than 32x32 pixels of the centre square. It was trained to show how convolutional networks learn; do
 not use it for decisions about people or things.
 """
-
-
-def _results(run: Run, history: History, found: dict[str, Any] | None, accuracy: float | None, images: int) -> str:
-    """Return what was measured, as tables, and a sentence about the run."""
-    rows: list[tuple[Any, ...]] = []
-    if accuracy is not None:
-        rows.append(("test accuracy", f"**{accuracy:.2%}** ({images:,} images)"))
-    if found and found["accuracy_flip"] is not None:
-        rows.append(("test accuracy with flip averaging", f"{found['accuracy_flip']:.2%}"))
-    if found:
-        scaling = "{ece_before:.2%} before temperature scaling by {temperature:.3f}, fitted on {validation_pictures:,}"
-        before = f" ({scaling.format(**found)} images)" if found["validation_pictures"] else ""
-        rows.append(("expected calibration error", f"{found['ece_after']:.2%}{before}"))
-    if history.best and history.best.validation_accuracy is not None and not run.source:
-        rows.append(("best validation accuracy", f"{history.best.validation_accuracy:.2%}"))
-    text = _table("measure", "result", rows=rows) + "\n\n" if rows else ""
-    if found:
-        shares = [f"{row[i] / max(sum(row), 1):.1%}" for i, row in enumerate(found["confusion"])]
-        text += _table("class", *found["classes"], rows=[("accuracy", *shares)]) + "\n\n"
-    end, started = history.finished, history.started
-    if run.source:
-        return text + "The weights were pulled from the Hub and exported again."
-    if not (end and started):
-        return text + f"The run `{run.id}` has not ended."
-    took = f"{end.epochs} epochs, {end.step:,} steps, {end.seconds:,.0f} s in {started.precision} on {started.device}"
-    return text + f"The run `{run.id}` {end.reason} after {took}."
 
 
 def _table(*heads: str, rows: list[tuple[Any, ...]]) -> str:

@@ -81,8 +81,7 @@ def half_size(run: Run) -> Checkpoint:
 def draw_curve(history: History) -> bytes:
     """Return training loss (blue, left axis) and validation accuracy (orange, right axis) by step, as a small PNG."""
     width, height, margin, blue, orange = 640, 320, 36, "#0072b2", "#d55e00"
-    picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(picture := Image.new("RGB", (width, height), "white"))
     losses = [(point.step, point.loss) for point in thin(history.curve, 300) if point.loss is not None]
     accuracies = [(e.step, e.validation_accuracy) for e in history.epochs if e.validation_accuracy is not None]
     last_step = max([step for step, _ in losses] + [epoch.step for epoch in history.epochs] + [1])
@@ -98,8 +97,8 @@ def draw_curve(history: History) -> bytes:
         draw.text((right + 6, y - 6), f"{20 * fifth}%", fill=orange)
     draw.line([place(step, loss / highest) for step, loss in losses], fill=blue, width=2)
     draw.line(points := [place(step, accuracy) for step, accuracy in accuracies], fill=orange, width=2)
-    for x, y in points:
-        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=orange)
+    for point in points:
+        draw.circle(point, 3, fill=orange)
     draw.text((margin, 8), "training loss (nats)", fill=blue)
     draw.text((margin + 150, 8), "validation accuracy", fill=orange)
     draw.text((width // 2, height - 18), f"{last_step:,} steps", fill="#444444")

@@ -17,8 +17,6 @@ from ..runs.folder import Run, describe_config, hash_secret
 from ..training import config as configs
 from ..training import events
 
-MAX_EVENTS = 10_000  # of a pulled log; an export of this program has a few thousand at most
-
 
 def find_pulled(root: Path, repo: str, revision: str, owner: str) -> Run | None:
     """Return the run that was pulled from the Hub for `owner` (a secret) at a revision; None if there is none."""
@@ -42,7 +40,7 @@ def save_pulled(root: Path, files: Path, weights: Checkpoint, repo: str, revisio
             f"describes a {config.model} for {config.dataset}."
         )
     log: list[events.Event] = []
-    for line in lines[:MAX_EVENTS]:
+    for line in lines[:10_000]:  # an export of this program has a few thousand at most
         with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
             log.append(replace(events.from_dict(json.loads(line)), seq=len(log)))
     name = re.sub(r"[^a-z0-9]+", "-", repo.lower())[:40].strip("-")

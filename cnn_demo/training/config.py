@@ -18,7 +18,6 @@ from ..pictures.catalog import DATASETS
 
 # The rate that suits each optimizer when none is given. Muon's is for the convolutions (see optimizers.py).
 LEARNING_RATES = {"sgd": 0.1, "adamw": 0.001, "muon": 0.1}
-MODELS = tuple(NETWORKS)
 VALIDATION_PICTURES = 5000  # held out where nothing else is said
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> title of its button, fields
     "quick": ("Quick: 60 seconds", {"seconds": 60.0}),
@@ -41,7 +40,7 @@ AUGMENTATIONS = {"none": "None", "flip": "Flip", SHIFT: "Flip and shift", CUTOUT
 PRECISIONS = {"auto": "Automatic", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 KINDS: dict[str, type] = {"str": str, "int": int, "float": float}
 HELD_OUT_HELP = (
-    f"held out of the training images to choose the best weights; 0 saves the last weights; if empty, "
+    f"training images held out to choose the best weights; 0 saves the last weights; if empty, "
     f"{VALIDATION_PICTURES:,}, or as many as the starting checkpoint held out"
 )
 
@@ -72,16 +71,18 @@ class RunConfig:
     )
     epochs: int | None = setting("Epochs", "budget", "passes over the training images", None, low=1, high=1000)
     seconds: float | None = setting(
-        "Seconds", "budget", "evaluation included; 60 if neither is given", None, low=1, high=86_400
+        "Seconds", "budget", "time to train and test; 60 if neither is given", None, low=1, high=86_400
     )
     batch_size: int = setting("Batch size", "optimizer", "images per step", 256, low=2, high=4096)
     optimizer: str = setting(
         "Optimizer", "optimizer", "Muon orthogonalizes the updates of convolutions", "muon", choices=OPTIMIZERS
     )
-    learning_rate: float = setting("Learning rate", "optimizer", "its peak", LEARNING_RATES["muon"], low=1e-6, high=10)
+    learning_rate: float = setting(
+        "Learning rate", "optimizer", "peak of the schedule", LEARNING_RATES["muon"], low=1e-6, high=10
+    )
     schedule: str = setting("Schedule", "optimizer", "learning rate over the budget", "one_cycle", choices=SCHEDULES)
     weight_decay: float = setting(
-        "Weight decay", "optimizer", "of weights; Muon fixes its kernels' norm instead", 5e-4, low=0, high=1
+        "Weight decay", "optimizer", "on weights; Muon fixes its kernels' norm instead", 5e-4, low=0, high=1
     )
     label_smoothing: float = setting(
         "Label smoothing", "optimizer", "fraction of the target spread over all classes", 0.1, low=0, high=0.5
@@ -121,7 +122,7 @@ class RunConfig:
             if field.name == "validation_pictures" and self.start_from is None and value == VALIDATION_PICTURES:
                 continue
             if value != usual:
-                words += [flag(field.name), repr(value) if isinstance(value, float) else str(value)]
+                words += [flag(field.name), str(value).removesuffix(".0")]
         return shlex.join(words)
 
 

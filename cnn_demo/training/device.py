@@ -17,7 +17,8 @@ def device_name(device: torch.device) -> str:
     """Return the device in words: "NVIDIA H200" or "CPU, 2 threads"."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    return f"{device.type.upper()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type.upper()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
