@@ -90,8 +90,7 @@ def build_parser() -> Parser:
     sub.add_argument("--checkpoint", metavar="NAME", help=text)
     command("evaluate", evaluate, run, as_json, data)
     command("export", export, run).add_argument("folder", metavar="FOLDER", type=Path)
-    sub = command("push", push, run, repo)
-    sub.add_argument("--private", action="store_true", help="make the repository private")
+    command("push", push, run, repo).add_argument("--private", action="store_true", help="make the repository private")
     command("pull", pull).add_argument("name", metavar="OWNER/NAME[@REVISION]")
     sub = command("space", space, repo)
     sub.add_argument("--force", action="store_true", help="also into a Space that holds something else")
@@ -104,8 +103,8 @@ def build_parser() -> Parser:
 
 def train(arguments: argparse.Namespace, where: settings.Settings) -> None:
     """Train a network. Ctrl-C stops and saves, a second one exits at once."""
-    names = [field.name for field in dataclasses.fields(RunConfig)[1:]]
-    changes = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    names = {field.name for field in dataclasses.fields(RunConfig)[1:]}
+    changes = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     config = override(preset(arguments.preset or "quick", arguments.model), changes)
     if not arguments.on:
         if config.start_from:
@@ -198,11 +197,11 @@ def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
     from .pictures import photo
     from .runs import checkpoints
 
-    given = arguments.checkpoint
-    names = [local_name(given, where)] if given else checkpoints.checkpoint_names(where.checkpoints)
+    names = [arguments.checkpoint] if arguments.checkpoint else checkpoints.checkpoint_names(where.checkpoints)
     if not names:
         raise InputError("There is no checkpoint yet; train one, or name a file with --checkpoint.")
-    checkpoint = checkpoints.find_checkpoint(where.checkpoints, names[0])
+    name = local_name(names[0], where)
+    checkpoint = checkpoints.find_checkpoint(where.checkpoints, name)
     network = checkpoint.network()
     files: list[Path] = []
     for path in arguments.pictures:
@@ -212,7 +211,7 @@ def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
         files += found or [path]
     rows: list[dict[str, Any]] = []
     for file in files:
-        rows.append({"file": str(file), "checkpoint": names[0], "predictions": [], "error": None})
+        rows.append({"file": str(file), "checkpoint": name, "predictions": [], "error": None})
         try:
             pixels = photo.to_input(photo.crop(photo.read_picture(file)))
             rows[-1] |= dataclasses.asdict(inference.classify(network, checkpoint, pixels))
@@ -225,7 +224,7 @@ def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
     if arguments.json:
         print(json.dumps(rows))
     else:
-        say(f"by {names[0]} ({checkpoint.model}), which knows only: {', '.join(checkpoint.classes)}")
+        say(f"by {name} ({checkpoint.model}), which knows only: {', '.join(checkpoint.classes)}")
     return 2 if rows and all(row["error"] for row in rows) else 0  # a bad file alone does not fail the rest
 
 
@@ -277,8 +276,7 @@ def space(arguments: argparse.Namespace, where: settings.Settings) -> None:
     from .sharing import hub
     from .sharing.space import upload_space
 
-    token = hub.machine_login()
-    print(upload_space(where.hub, arguments.name, settings.ROOT, token, print_progress, arguments.force))
+    print(upload_space(where.hub, arguments.name, settings.ROOT, hub.machine_login(), print_progress, arguments.force))
 
 
 def stages(arguments: argparse.Namespace, where: settings.Settings) -> None:

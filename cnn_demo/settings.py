@@ -52,24 +52,16 @@ def read_code() -> str:
 
 
 def prepare_environment() -> None:
-    """Set what libraries read once when they are imported; call it before torch and huggingface_hub are.
-
-    OMP_WAIT_POLICY, GOMP_SPINCOUNT: how long OpenMP's threads wait busily for each other. In a server, where the thread
-    that trains is not the first one that computes, OpenMP counts more threads than cores and waits asleep: measured on
-    two cores, training was a sixth slower. A long wait takes the core from the server when one of the threads is late.
-    HF_HUB_DISABLE_IMPLICIT_TOKEN: no call to the Hub uses the machine's own login unless it is passed explicitly.
-    """
+    """Set what libraries read once when they are imported; call it before torch and huggingface_hub are."""
+    # In a server, where the thread that trains is not the first one that computes, OpenMP counts more threads than
+    # cores, and they wait asleep for each other: measured on two cores, training was a sixth slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "active")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # a longer wait takes the core from the server
+    os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")  # the machine's login is never used unasked
 
 
 def read() -> Settings:
-    """Return the settings of this process. An installed package keeps its checkpoints in the cache.
-
-    Visitors can sign in on a Space that sets OAUTH_CLIENT_ID; CNN_DEMO_SIGN_IN turns this on elsewhere, as the user of
-    HF_TOKEN but with a token that the real Hub refuses.
-    """
+    """Return the settings of this process. An installed package keeps its checkpoints in the cache."""
     get = os.environ.get
     cache = Path(get("CNN_DEMO_CACHE") or Path(get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnn-demo")
     checkpoints = (ROOT if (ROOT / "app.py").is_file() else cache) / "checkpoints"
@@ -78,6 +70,7 @@ def read() -> Settings:
         data=Path(folder) if (folder := get("CNN_DEMO_DATA")) else None,
         cache=cache,
         hub=(get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"),
+        # on a Space; CNN_DEMO_SIGN_IN: elsewhere, as the user of HF_TOKEN but with a token that the real Hub refuses
         sign_in=bool(get("OAUTH_CLIENT_ID") or get("CNN_DEMO_SIGN_IN")),
         is_space=bool(get("SPACE_ID")),
         toronto=(get("CNN_DEMO_TORONTO") or "https://www.cs.toronto.edu/~kriz").rstrip("/"),

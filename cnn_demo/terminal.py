@@ -4,8 +4,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from .runs.history import History, course_log
 from .settings import Rank
@@ -95,7 +94,7 @@ def show_event(event: Event, history: History, config: RunConfig, show: Callable
             clear_line()
 
 
-def print_table(heads: tuple[str, ...], lines: list[list[Any]], left: int) -> None:
+def print_table(heads: tuple[str, ...], lines: Sequence[Sequence[object]], left: int) -> None:
     """Print columns, the first `left` of them aligned left. A float is shown in percent, None as nothing."""
     texts = (["" if c is None else f"{c:.2%}" if isinstance(c, float) else str(c) for c in line] for line in lines)
     table = [list(heads), *texts]

@@ -12,10 +12,7 @@ from ..runs.history import History
 
 
 def model_card(run: Run, history: History, found: dict[str, Any] | None, repo: str) -> str:
-    """Return the card in Markdown; `found` is the run's evaluation.
-
-    The log of a pulled run is a stranger's: no result that only it claims is stated.
-    """
+    """Return the card in Markdown. The log of a pulled run is a stranger's: no result that only it claims is stated."""
     data, network, code = DATASETS[run.config.dataset], NETWORKS[run.config.model].title, settings.read_code()
     end, best, started = (None, None, None) if run.source else (history.finished, history.best, history.started)
     accuracy, images = (end.test_accuracy, end.test_pictures) if end else (None, 0)

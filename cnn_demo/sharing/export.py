@@ -20,15 +20,8 @@ from .card import model_card
 
 HISTORY, CURVE, CARD = "history.csv", "curve.png", "README.md"
 FILES = (WEIGHTS, CONFIG, LOG, HISTORY, CURVE, CARD)  # and EVALUATION, if the run has one
-COLUMNS = (
-    "epoch",
-    "step",
-    "seconds",
-    "train_loss",
-    "validation_loss",
-    "validation_accuracy",
-    "best",
-)  # s, nats, 0 to 1
+# of HISTORY: time in seconds, loss in nats, accuracy 0 to 1
+COLUMNS = ("epoch", "step", "seconds", "train_loss", "validation_loss", "validation_accuracy", "best")
 
 
 def files_of(run: Run, repo: str = "OWNER/NAME") -> dict[str, bytes]:
@@ -53,8 +46,9 @@ def files_of(run: Run, repo: str = "OWNER/NAME") -> dict[str, bytes]:
 def export(run: Run, folder: Path, repo: str = "OWNER/NAME") -> None:
     """Write the files of a run into `folder`, which is made if needed. Raises RunError, DiskError."""
     with writing(folder):
+        files = files_of(run, repo)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files_of(run, repo).items():
+        for name, content in files.items():
             (folder / name).write_bytes(content)
 
 

@@ -27,7 +27,6 @@ from .pulled import find_pulled, save_pulled
 
 Token = str | bool  # a token or False; never True or None, which mean this machine's login
 Result = TypeVar("Result")
-
 CALL_SECONDS = 60.0  # for a request; the client by itself would retry for minutes
 TRANSFER_SECONDS = 900.0  # for an upload or download
 TEXT_BYTES = {CONFIG: 100_000, LOG: 20_000_000}
@@ -94,16 +93,15 @@ def push(run: Run, hub: str, repo: str, token: Token, private: bool, report: Rep
     remote = {sibling.rfilename for sibling in info.siblings or []} - {ATTRIBUTES, CARD}
     if remote and LOG not in remote:
         raise InputError(f"{repo} holds something other than a checkpoint of this program; choose another name.")
-    refs = call_hub(lambda: api.list_repo_refs(repo), f"reading {repo}")
-    tagged = next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
+    tags = {ref.name: ref.target_commit for ref in call_hub(lambda: api.list_repo_refs(repo), f"reading {repo}").tags}
     report("uploading", 0.3)
     added = [CommitOperationAdd(name, content) for name, content in files.items()]
     deleted = [CommitOperationDelete(name) for name in remote & {EVALUATION} - set(files)]  # of other weights
     commit = partial(api.create_commit, repo, [*added, *deleted], parent_commit=info.sha, revision="main")
     oid = call_hub(lambda: commit(commit_message=f"Run {run.id}").oid, f"uploading to {repo}", is_transfer=True)
-    if oid != tagged:
+    if oid != tags.get(tag):
         report("tagging", 0.95)
-        if tagged:  # an earlier state of the run
+        if tag in tags:  # an earlier state of the run
             call_hub(lambda: api.delete_tag(repo, tag=tag), tagging)
         call_hub(lambda: api.create_tag(repo, tag=tag, revision=oid), tagging)
     return f"{hub}/{repo}/commit/{oid}"

@@ -17,6 +17,6 @@ def launch(hub: str, command: str, flavor: str, space: str, repo: str, token: To
         f'python -m cnn_demo push $(tail -n1 ../result | grep -o \'"run_id": "[^"]*\' | cut -d\'"\' -f4) {repo}',
     ]
     run = partial(api.run_job, image="python:3.12", flavor=flavor, timeout="4h", secrets={"HF_TOKEN": token})
-    after = "The job may have started all the same: look at your jobs on the Hub before you try again."
-    bash = ["bash", "-eo", "pipefail", "-c", "\n".join(steps)]
-    return str(call_hub(lambda: run(command=bash), "starting the job", otherwise=after).url)
+    run = partial(run, command=["bash", "-eo", "pipefail", "-c", "\n".join(steps)])
+    otherwise = "The job may have started all the same: look at your jobs on the Hub before you try again."
+    return str(call_hub(run, "starting the job", otherwise=otherwise).url)
