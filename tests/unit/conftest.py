@@ -1,6 +1,7 @@
 """What the tests of sharing share: a test Hub, a run, and its exported files."""
 
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
     monkeypatch.setattr(time, "sleep", lambda seconds, real=time.sleep: real(min(seconds, 0.05)))  # between retries
     with hub_server(tmp_path / "xet") as running:
         yield running
+        for thread in threading.enumerate():  # a call that was given up still retries; not into the next test
+            if thread.name == "hub":
+                thread.join(30)
 
 
 @pytest.fixture
