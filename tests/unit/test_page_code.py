@@ -12,11 +12,10 @@ FILES = sorted([*FOLDER.glob("*.js"), *FOLDER.glob("*.css")])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_files_and_script_lines_are_short(file: Path) -> None:
+def test_files_and_lines_are_short(file: Path) -> None:
     lines = file.read_text().splitlines()
     assert len(lines) <= 400
-    if file.suffix == ".js":
-        assert [number for number, line in enumerate(lines, 1) if len(line) > 120] == []
+    assert [number for number, line in enumerate(lines, 1) if len(line) > 120] == []
 
 
 def test_every_script_is_in_the_head_once() -> None:
