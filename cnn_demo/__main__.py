@@ -1,8 +1,8 @@
-"""`python -m cnn_demo`, and `cnn-demo` where the package is installed."""
+"""`python -m cnn_demo`."""
 
 import sys
 
-from .cli import main as run
+from .cli import main
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(main())

@@ -1,7 +1,6 @@
 """The command line. Exit code 0: done, 2: what was given cannot be used, 1: something failed here.
 
-What a person reads goes to stderr while it happens and to stdout when it is a result; with --json the last line of
-stdout is one JSON object (or list). torch is imported only by the commands that need it.
+Results go to stdout, with --json as JSON in its last line, all else to stderr. torch is imported only where needed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from . import settings
 from .errors import CnnDemoError, DownloadError, InputError
 from .networks.catalog import NETWORKS
 from .runs.history import History
-from .terminal import clear_line, clock, line_reporter, print_progress, print_table, say, show_event, stop_on_interrupt
+from .terminal import clear_line, clock, line_reporter, print_table, say, show_event, stop_on_interrupt
 from .training.config import PRESETS, RunConfig, flag, kind_of, override, preset
 
 if TYPE_CHECKING:
@@ -171,7 +170,7 @@ def follow(run: Run | None, config: RunConfig, data: Dataset, where: settings.Se
     say(f"run       {run.id}\ncommand   {run.config.to_command()}")
     with stop_on_interrupt(rank) as stop, distributed.joined(rank) as group:
         for event in recording.train_run(run, data, device.pick_device(rank.local), stop, group):
-            history = history.fold(event)
+            history.add(event)
             show_event(event, history, run.config, show)
     end, checkpoint = history.finished, str(run.folder / "model.safetensors")
     assert end is not None
@@ -237,7 +236,7 @@ def evaluate(arguments: argparse.Namespace, where: settings.Settings) -> None:
     data = load_data(run.config.dataset, arguments, where)
     with run.locked():  # so that its weights do not change
         result = evaluation.evaluate(half_size(run), data, line_reporter())
-        run.save_evaluation(result)
+        run.write_json("evaluation.json", result)
     clear_line()
     if arguments.json:
         return print(json.dumps(result))
@@ -260,7 +259,7 @@ def push(arguments: argparse.Namespace, where: settings.Settings) -> None:
     """Save a run to the Hugging Face Hub: one commit, with a model card and a tag."""
     from .sharing import hub
 
-    print(hub.push(arguments.run, where.hub, arguments.name, hub.machine_login(), arguments.private, print_progress))
+    print(hub.push(arguments.run, where.hub, arguments.name, hub.machine_login(), arguments.private, line_reporter()))
 
 
 def pull(arguments: argparse.Namespace, where: settings.Settings) -> None:
@@ -276,7 +275,7 @@ def space(arguments: argparse.Namespace, where: settings.Settings) -> None:
     from .sharing import hub
     from .sharing.space import upload_space
 
-    print(upload_space(where.hub, arguments.name, settings.ROOT, hub.machine_login(), print_progress, arguments.force))
+    print(upload_space(where.hub, arguments.name, settings.ROOT, hub.machine_login(), line_reporter(), arguments.force))
 
 
 def stages(arguments: argparse.Namespace, where: settings.Settings) -> None:

@@ -65,11 +65,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def print_progress(text: str, share: float) -> None:
-    """Print what is being done."""
-    say(f"{share:4.0%}  {text}")
-
-
 def show_event(event: Event, history: History, config: RunConfig, show: Callable[[str, float], None]) -> None:
     """Print an event to stderr; progress goes to the live line."""
     match event:

@@ -45,16 +45,17 @@ def cpu() -> torch.device:
 def shipped(tmp_path_factory: pytest.TempPathFactory, tiny: Dataset, cpu: torch.device) -> Path:
     """A folder with one finished run, named as a shipped checkpoint is."""
     root = tmp_path_factory.mktemp("shipped")
-    config = RunConfig(model="resnet50", dataset="shapes", epochs=3, batch_size=10, validation_pictures=20)
+    fields = {"dataset": "shapes", "epochs": 3, "batch_size": 10, "validation_pictures": 20}
+    config = RunConfig(model="resnet50", optimizer="sgd", learning_rate=0.05, **fields)
     run = folder.create(root, config)
     for _ in recording.train_run(run, tiny, cpu, lambda: False):
         pass
     return run.folder.rename(root / "resnet50")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def app(tmp_path_factory: pytest.TempPathFactory, shipped: Path) -> Iterator[App]:
-    """The running app, with one shipped checkpoint."""
+    """The running app, with one shipped checkpoint. A test leaves it as it was."""
     root = tmp_path_factory.mktemp("app") / "checkpoints"
     shutil.copytree(shipped, root / "resnet50")
     app = App(root)

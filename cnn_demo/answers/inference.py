@@ -18,7 +18,7 @@ from ..runs.files import EVALUATION, WEIGHTS, modified
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """One class and its score, 0 to 1: the network's own weight for it, not the chance that it is right."""
+    """One class and its score, 0 to 1: the softmax output, not the probability that it is right."""
 
     label: str
     score: float
@@ -33,10 +33,10 @@ class Answer:
     unsure: bool
 
 
+@torch.inference_mode()
 def classify(network: Network, checkpoint: Checkpoint, pixels: Tensor) -> Answer:
     """Return the answer for uint8 `3,32,32`. `network` is the checkpoint's, in eval mode."""
-    with torch.inference_mode():
-        logits = network(normalise(pixels[None], checkpoint.mean, checkpoint.std))[0]
+    logits = network(normalise(pixels[None], checkpoint.mean, checkpoint.std))[0]
     scores = (logits / checkpoint.temperature).softmax(0)
     order = scores.argsort(descending=True).tolist()
     highest_energy, lowest_score = checkpoint.limits or (math.inf, 0.0)
@@ -55,19 +55,16 @@ class Classifier:
         self._load = functools.lru_cache(maxsize=4)(self._read)
 
     def answer(self, name: str, pixels: Tensor) -> tuple[Checkpoint, Answer]:
-        """Return the checkpoint of a name (never a path), without its weights, and its answer to uint8 `3,32,32`.
-
-        Raises CheckpointError where it cannot be used. The error names no other checkpoint: these are their owners'.
-        """
+        """Return a checkpoint by name, without weights, and its answer to uint8 `3,32,32`. Raises CheckpointError."""
         file = self._root / name / WEIGHTS
         if not NAME.fullmatch(name) or not file.is_file():
-            raise CheckpointError(f"There is no checkpoint {name[:80]!r} here.")
-        versions = file.stat().st_mtime_ns, modified(file.with_name(EVALUATION))  # training or evaluation changes them
+            raise CheckpointError(f"There is no checkpoint {name[:80]!r} here.")  # others may be private
+        versions = modified(file), modified(file.with_name(EVALUATION))  # training or evaluation changes them
         with self._lock:  # one thread reads it
             checkpoint, network = self._load(name, versions)
         return checkpoint, classify(network, checkpoint, pixels)
 
-    def _read(self, name: str, versions: tuple[int, float]) -> tuple[Checkpoint, Network]:
+    def _read(self, name: str, versions: tuple[float, float]) -> tuple[Checkpoint, Network]:
         checkpoint = read_checkpoint(self._root / name / WEIGHTS, name)
         return replace(checkpoint, weights={}), checkpoint.network()
 

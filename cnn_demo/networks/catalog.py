@@ -1,42 +1,34 @@
-"""All that is said of each network; `models.py` builds it from this. A new one needs an entry here, nothing else."""
+"""What each network is; `models.py` builds it from this. A new network needs one entry here, nothing else."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vgg:
-    """A VGG: `stages` of (channels, 3x3 convolutions), each ending in a max-pool, then linear layers, `hidden` wide.
-
-    smallest_px: the smallest input. halving: what shrinks a map within a stage, as the end of a sentence.
-    """
+    """A VGG: stages of 3x3 convolutions that each end in a max-pool, then linear layers."""
 
     title: str
     about: str
-    smallest_px: int
-    halving: str
-    stages: tuple[tuple[int, int], ...]
-    hidden: tuple[int, ...]
+    smallest_px: int  # the smallest input
+    halving: str  # what shrinks a map within a stage, as the end of a sentence
+    stages: tuple[tuple[int, int], ...]  # channels and convolutions of each
+    hidden: tuple[int, ...]  # widths of the linear layers before the last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resnet:
-    """A ResNet: a stem, then stages of residual blocks, then one linear layer. smallest_px, halving: as for Vgg.
-
-    stem: (kernel, stride, whether a 3x3/2 max-pool follows) of its convolution. stages: (width, blocks, the block that
-    halves the map or 0) of each. kernels: of a block's convolutions, all `width` wide but the last, which is
-    `expansion` times that. strided: which of them strides in a halving block, from 0. bias: of the convolutions.
-    """
+    """A ResNet: a stem, then stages of residual blocks, then one linear layer. smallest_px, halving: as for Vgg."""
 
     title: str
     about: str
     smallest_px: int = 1
     halving: str
-    stem: tuple[int, int, bool]
-    stages: tuple[tuple[int, int, int], ...]
-    kernels: tuple[int, ...] = (1, 3, 1)
-    expansion: int = 4
-    strided: int
-    bias: bool = False
+    stem: tuple[int, int, bool]  # kernel and stride of its convolution, whether a 3x3/2 max-pool follows
+    stages: tuple[tuple[int, int, int], ...]  # width and blocks of each, and which block halves the map, 0: none
+    kernels: tuple[int, ...] = (1, 3, 1)  # of a block's convolutions
+    expansion: int = 4  # width of a block's last convolution, in widths of the others
+    strided: int  # which convolution strides in a halving block, from 0: in the paper 0, in torchvision's "V1.5" 1
+    bias: bool = False  # of the convolutions
 
 
 NETWORKS: dict[str, Vgg | Resnet] = {

@@ -30,16 +30,12 @@ class Conv2d(nn.Conv2d):
 
 
 class Convolve3x3(torch.autograd.Function):
-    """A 3x3 convolution with padding 1: `N,H,W,C`, weight `K,C,3,3`, bias `K` or None -> `N,H,W,K`.
-
-    The backward pass gathers the neighbours again instead of keeping them. The gradient for the input is a convolution
-    with the kernel rotated by 180 degrees, so nothing is scattered.
-    """
+    """A 3x3 convolution with padding 1: `N,H,W,C`, weight `K,C,3,3`, bias `K` or None -> `N,H,W,K`."""
 
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution, in autocast's dtype where that is on."""
-        ctx.save_for_backward(pixels, weight)
+        ctx.save_for_backward(pixels, weight)  # not the neighbours, nine times as large: they are gathered again
         return F.linear(neighbours(pixels), weight.permute(0, 2, 3, 1).flatten(1), bias)
 
     @staticmethod
@@ -49,7 +45,7 @@ class Convolve3x3(torch.autograd.Function):
         outputs, inputs = weight.shape[:2]
         rows = gradient.flatten(0, 2)  # N*H*W,K
         for_weight = (rows.T @ neighbours(pixels).flatten(0, 2)).view(outputs, 3, 3, inputs).permute(0, 3, 1, 2)
-        rotated = weight.permute(2, 3, 0, 1).flip(0, 1).flatten(0, 2)  # 9*K,C
+        rotated = weight.permute(2, 3, 0, 1).flip(0, 1).flatten(0, 2)  # 9*K,C, by 180 degrees: nothing is scattered
         for_pixels = neighbours(gradient) @ rotated if ctx.needs_input_grad[0] else None
         return for_pixels, for_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 

@@ -1,11 +1,9 @@
-"""Builds the networks of the catalog. They take float images `N,3,H,W` and return logits `N,classes`.
+"""Builds the networks of the catalog. They take float images `N,3,H,W` and return logits `N,classes`."""
 
-A network is a sequence of named stages with declared outputs. Nothing here knows about data, training or files.
-"""
-
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -14,42 +12,31 @@ from torch import Tensor, nn
 from .catalog import NETWORKS, Resnet, Vgg
 from .cpu_convolution import Conv2d
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """What a stage declares. stride: input pixels per output pixel; None where the whole image becomes one."""
-
-    name: str
-    description: str
-    channels: int
-    stride: int | None
+Stage = tuple[str, str, nn.Module]  # its name, what it does in words, its layers
+DRAWING = threading.Lock()  # held while weights are drawn: all threads share one generator
 
 
 class Network(nn.Sequential):
-    """Stages in data-flow order, each a child module with the stage's name."""
+    """Stages in data-flow order, each a child module with the stage's name. descriptions: what each does, in words."""
 
-    def __init__(self, parts: list[tuple[Stage, nn.Module]]) -> None:
-        super().__init__(OrderedDict((stage.name, module) for stage, module in parts))
-        self.stages = tuple(stage for stage, _ in parts)
+    def __init__(self, stages: list[Stage]) -> None:
+        super().__init__(OrderedDict((name, layers) for name, _, layers in stages))
+        self.descriptions = [description for _, description, _ in stages]
 
 
 def build(name: str, classes: int, seed: int) -> Network:
-    """Return a fresh network; the same seed draws the same weights and leaves the global generator as it was.
-
-    Weights are He-normal (He et al. 2015, arXiv 1502.01852). The last BN of each residual block starts with gamma = 0,
-    so the block is its shortcut alone (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
-    """
-    with torch.random.fork_rng(devices=[]):
+    """Return a fresh network; the same seed draws the same weights and leaves the global generator as it was."""
+    with DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = construct(name, classes)
+        network = _assemble(name, classes)
         for layer in network.modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):  # He-normal: He et al. 2015, arXiv 1502.01852
                 nn.init.kaiming_normal_(
                     layer.weight, mode="fan_out" if isinstance(layer, nn.Conv2d) else "fan_in", nonlinearity="relu"
                 )
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-            elif isinstance(layer, Block):
+            elif isinstance(layer, Block):  # starts as its shortcut alone: Goyal et al. 2017, arXiv 1706.02677, 5.1
                 nn.init.zeros_(layer.get_parameter(f"bn{layer.depth}.weight"))
         *_, last = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
         nn.init.normal_(last.weight, std=0.01)  # near-equal scores at the start: a first loss of ln(classes)
@@ -57,12 +44,17 @@ def build(name: str, classes: int, seed: int) -> Network:
 
 
 def construct(name: str, classes: int) -> Network:
-    """Return a network of the catalog, not initialised: for weights that are loaded, or on the meta device."""
+    """Return a network of the catalog whose weights are still to be loaded; none are drawn."""
+    with torch.device("meta"):
+        return _assemble(name, classes).to_empty(device="cpu")
+
+
+def _assemble(name: str, classes: int) -> Network:
     layout = NETWORKS[name]
     return Network(list(_vgg(layout, classes) if isinstance(layout, Vgg) else _resnet(layout, classes)))
 
 
-def _vgg(layout: Vgg, classes: int) -> Iterator[tuple[Stage, nn.Module]]:
+def _vgg(layout: Vgg, classes: int) -> Iterator[Stage]:
     """Yield the stages of a VGG with batch normalization (Simonyan and Zisserman 2014, arXiv 1409.1556)."""
     inputs = 3
     for number, (channels, depth) in enumerate(layout.stages, start=1):
@@ -73,66 +65,58 @@ def _vgg(layout: Vgg, classes: int) -> Iterator[tuple[Stage, nn.Module]]:
             layers[f"relu{i}"] = nn.ReLU(inplace=True)
             inputs = channels
         layers["pool"] = nn.MaxPool2d(2)
-        text = f"{depth} x conv3x3-BN-ReLU, max-pool/2"
-        yield Stage(name=f"stage{number}", description=text, channels=channels, stride=2**number), nn.Sequential(layers)
+        yield f"stage{number}", f"{depth} x conv3x3-BN-ReLU, max-pool/2", nn.Sequential(layers)
     yield _classifier((inputs, *layout.hidden, classes))
 
 
-def _resnet(layout: Resnet, classes: int) -> Iterator[tuple[Stage, nn.Module]]:
+def _resnet(layout: Resnet, classes: int) -> Iterator[Stage]:
     """Yield the stages of a residual network (He et al. 2015, arXiv 1512.03385)."""
     kernel, stride, pooled = layout.stem
-    conv = Conv2d(3, 64, kernel, stride, padding=kernel // 2, bias=layout.bias)
-    layers = OrderedDict[str, nn.Module](conv=conv, bn=nn.BatchNorm2d(64), relu=nn.ReLU(inplace=True))
+    inputs = 64
+    conv = Conv2d(3, inputs, kernel, stride, padding=kernel // 2, bias=layout.bias)
+    layers = OrderedDict[str, nn.Module](conv=conv, bn=nn.BatchNorm2d(inputs), relu=nn.ReLU(inplace=True))
     text = f"conv{kernel}x{kernel}{f'/{stride}' if stride > 1 else ''}-BN-ReLU"
     if pooled:
         layers["pool"] = nn.MaxPool2d(3, 2, padding=1)
-        stride, text = stride * 2, f"{text}, max-pool3x3/2"
-    yield Stage(name="stem", description=text, channels=64, stride=stride), nn.Sequential(layers)
-    inputs = 64
+        text += ", max-pool3x3/2"
+    yield "stem", text, nn.Sequential(layers)
     for number, (width, depth, halving) in enumerate(layout.stages, start=1):
         widths = [width] * (len(layout.kernels) - 1) + [width * layout.expansion]
         blocks: OrderedDict[str, nn.Module] = OrderedDict()
         for i in range(1, depth + 1):
-            step = 2 if i == halving else 1
-            blocks[f"block{i}"] = Block(layout, inputs, widths, step)
-            inputs, stride = widths[-1], stride * step
+            blocks[f"block{i}"] = Block(layout, inputs, widths, stride=2 if i == halving else 1)
+            inputs = widths[-1]
         kind = "bottlenecks" if layout.kernels == (1, 3, 1) else "basic blocks"
         text = f"{depth} {kind} {'-'.join(map(str, widths))}" + (f", block {halving} halves" if halving else "")
-        yield Stage(name=f"stage{number}", description=text, channels=inputs, stride=stride), nn.Sequential(blocks)
+        yield f"stage{number}", text, nn.Sequential(blocks)
     yield _classifier((inputs, classes))
 
 
-def _classifier(widths: tuple[int, ...]) -> tuple[Stage, nn.Module]:
+def _classifier(widths: tuple[int, ...]) -> Stage:
     """Return the last stage: global average pooling (the identity on a 1x1 map), then linear layers."""
     layers = OrderedDict[str, nn.Module](pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
     last = len(widths) - 1
-    for i in range(1, last + 1):
-        layers[f"fc{i}" if last > 1 else "fc"] = nn.Linear(widths[i - 1], widths[i])
+    for i, (inputs, outputs) in enumerate(pairwise(widths), start=1):
+        layers[f"fc{i}" if last > 1 else "fc"] = nn.Linear(inputs, outputs)
         if i < last:
             layers[f"relu{i}"] = nn.ReLU(inplace=True)
-    text = f"average pool, {'-'.join(map(str, widths))}"
-    return Stage(name="classifier", description=text, channels=widths[-1], stride=None), nn.Sequential(layers)
+    return "classifier", f"average pool, {'-'.join(map(str, widths))}", nn.Sequential(layers)
 
 
 class Block(nn.Module):
-    """Convolutions with BN, plus the shortcut, then ReLU (He et al. 2015, figure 5: left basic, right bottleneck).
-
-    The shortcut is projected (conv 1x1 + BN) only where the shape changes. The stride sits in the first convolution
-    of a bottleneck in the paper, in the 3x3 one in torchvision's "V1.5": `layout.strided`.
-    """
+    """Convolutions with BN, plus the shortcut, then ReLU (He et al. 2015, figure 5: left basic, right bottleneck)."""
 
     def __init__(self, layout: Resnet, inputs: int, widths: list[int], stride: int) -> None:
         super().__init__()
-        self.depth, given = len(widths), inputs
-        for i, (kernel, width) in enumerate(zip(layout.kernels, widths, strict=True), start=1):
+        self.depth, outputs = len(widths), widths[-1]
+        for i, (kernel, (given, width)) in enumerate(zip(layout.kernels, pairwise([inputs, *widths]), strict=True), 1):
             step = stride if i == layout.strided + 1 else 1
             self.add_module(f"conv{i}", Conv2d(given, width, kernel, step, padding=kernel // 2, bias=layout.bias))
             self.add_module(f"bn{i}", nn.BatchNorm2d(width))
-            given = width
         self.projection: nn.Module = nn.Identity()
-        if stride != 1 or inputs != given:
-            shortcut = Conv2d(inputs, given, 1, stride, bias=layout.bias)
-            self.projection = nn.Sequential(OrderedDict(conv=shortcut, bn=nn.BatchNorm2d(given)))
+        if stride != 1 or inputs != outputs:  # the shape changes
+            shortcut = Conv2d(inputs, outputs, 1, stride, bias=layout.bias)
+            self.projection = nn.Sequential(OrderedDict(conv=shortcut, bn=nn.BatchNorm2d(outputs)))
 
     def forward(self, x: Tensor) -> Tensor:
         """`N,inputs,H,W` -> `N,outputs,H/stride,W/stride`."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-SHIFTS = {"none": 0, "flip": 0, "flip_translate": 2, "flip_translate_cutout": 4}  # at most so many pixels
+SHIFTS = {"none": 0, "flip": 0, "flip_translate": 2, "flip_translate_cutout": 4}  # the largest shift, in pixels
 HOLE_PX = 8
 
 

@@ -1,4 +1,4 @@
-"""What is known of each data set before a picture of it is read. Standard library only."""
+"""What is known of each data set before its images are loaded. Standard library only."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,4 @@
-"""CIFAR-10 from a folder, the cache, the Hub or Toronto.
-
-Its images are sorted by content, so that the same seed makes the same run whatever they were read from.
-"""
+"""CIFAR-10 from a folder, the cache, the Hub or Toronto, in one order: a seed makes the same run from each of them."""
 
 import hashlib
 import io
@@ -45,18 +42,18 @@ SILENT_SECONDS = 10.0  # after which a server is asked again or given up
 def load(where: Settings, report: Report) -> Dataset:
     """Return CIFAR-10 from the folder in the settings, if there is one, else from the cache, the Hub or Toronto.
 
-    Raises DataError where that folder does not hold all of it, DownloadError where neither source could be reached, or
-    both sent something else, and DiskError where the cache cannot be written.
+    Raises DataError (that folder does not hold all of it), DownloadError (nothing whole from either), DiskError.
     """
     if where.data is not None:
         return read_folder(where.data, report)
     cached, part, folder = (where.cache / name for name in ("cifar10.safetensors", "cifar10.part", "download"))
-    if (found := _read_cache(cached)) is not None:
+    if found := _read_cache(cached):
         return found
     try:
         where.cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(where.cache / "lock"):
-            if (found := _read_cache(cached)) is not None:  # another process has loaded it meanwhile
+        wait = partial(report, "waiting for another process", 0.0)  # raises where the run was stopped
+        with FileLock(where.cache / "lock").acquire(poll_interval=0.2, cancel_check=wait):  # type: ignore[arg-type]
+            if found := _read_cache(cached):  # another process has loaded it meanwhile
                 return found
             found = _download(where, folder, report)
             try:
@@ -67,8 +64,8 @@ def load(where: Settings, report: Report) -> Dataset:
                 part.unlink(missing_ok=True)
             return found
     except OSError as error:
-        advice = "Set CNN_DEMO_CACHE to another one."
-        raise DiskError(f"The folder {where.cache} cannot be written ({error.strerror}). {advice}") from error
+        problem = f"The folder {where.cache} cannot be written ({error.strerror})"
+        raise DiskError(f"{problem}. Set CNN_DEMO_CACHE to another one.") from error
 
 
 def _read_cache(file: Path) -> Dataset | None:
@@ -97,7 +94,7 @@ def _download(where: Settings, folder: Path, report: Report) -> Dataset:
         except Exception as error:  # the client raises httpx2's and builtin errors alike
             if getattr(error, "errno", None):  # from the disk
                 raise
-            report(f"nothing from {source}", 0.0)  # raises again where this was the error: the run was stopped
+            report(f"nothing from {source}", 0.0)  # raises where the run was stopped
             silent = "Timeout" in type(error).__name__  # its own words are not shown: they may hold signed addresses
             reason = f"sent nothing for {SILENT_SECONDS:.0f} s" if silent else "could not be reached, or broke off"
             problems.append(f"{source} {error if isinstance(error, DownloadError) else reason}")
@@ -128,7 +125,7 @@ def _fetch(url: str, file: Path, sha256: str, note: Callable[[float], None]) -> 
                         note(min(output.tell() / size, 1.0))
             break
         except Exception:
-            note(0.0)  # raises again where this was the error
+            note(0.0)  # raises where the run was stopped
             if file.stat().st_size <= start:
                 raise
     if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
@@ -137,11 +134,8 @@ def _fetch(url: str, file: Path, sha256: str, note: Callable[[float], None]) -> 
 
 
 def read_folder(folder: Path, report: Report) -> Dataset:
-    """Return CIFAR-10 from a folder in the official binary or Python layout, or with the Hub's parquet files.
-
-    They may also be in the folder that the layout itself makes. Raises DataError, which names the bad file.
-    """
-    if not folder.is_dir():
+    """Return CIFAR-10 (binary, Python or parquet files) from a folder or its layout's subfolder. Raises DataError."""
+    if not os.path.isdir(folder):  # False, too, where it cannot be looked at
         raise DataError(f"The data folder {folder} does not exist.")
     for place in (folder, folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py", folder / "plain_text"):
         for names, read, what in (
@@ -149,12 +143,12 @@ def read_folder(folder: Path, report: Report) -> Dataset:
             (BATCHES, _python_batch, "a CIFAR-10 batch of the Python layout"),
             (tuple(HUB_FILES), _parquet, "one of the Hub's CIFAR-10 files"),
         ):
-            if any((place / name).is_file() for name in names):
+            if any(os.path.isfile(place / name) for name in names):
                 *train, test = (_read_file(place / name, read, what, report) for name in names)
                 return make_dataset("cifar10", str(place), *_ordered(*train), *_ordered(test))
     raise DataError(
-        f"The data folder {folder} holds no CIFAR-10: expected data_batch_1.bin to test_batch.bin (binary layout), "
-        f"data_batch_1 to test_batch (Python layout), or {' and '.join(HUB_FILES)}."
+        f"The data folder {folder} holds no readable CIFAR-10: expected data_batch_1.bin to test_batch.bin (binary "
+        f"layout), data_batch_1 to test_batch (Python layout), or {' and '.join(HUB_FILES)}."
     )
 
 
@@ -184,21 +178,16 @@ def _binary_batch(content: bytes) -> Images:
 
 
 def _python_batch(content: bytes) -> Images:
-    """Return those of a file of the Python layout: a pickle, never unpickled, because that runs code from the file.
-
-    Of its opcodes the pixels are the one string of the right length, the labels the numbers after the key "labels".
-    """
-    pixels, labels, in_labels = b"", [], False
+    """Return those of a file of the Python layout: a pickle, never unpickled, because that runs code from the file."""
+    pixels, labels, in_labels = b"", [], False  # the longest string, and the numbers after the key "labels"
     for opcode, argument, _ in pickletools.genops(content):
         if isinstance(argument, (str, bytes)):
             text = argument.encode("latin-1", "replace") if isinstance(argument, str) else argument
             in_labels = text == b"labels"
-            if len(text) == PICTURES_PER_BATCH * PICTURE_BYTES:
-                pixels = text
+            pixels = max(pixels, text, key=len)
         elif in_labels and opcode.name in ("BININT", "BININT1", "BININT2", "INT"):
             labels.append(int(str(argument)))
-    images = [pixels[i : i + PICTURE_BYTES] for i in range(0, len(pixels), PICTURE_BYTES)]
-    return zip(images, labels, strict=False)
+    return zip((pixels[i : i + PICTURE_BYTES] for i in range(0, len(pixels), PICTURE_BYTES)), labels, strict=False)
 
 
 def _parquet(content: bytes) -> Images:

@@ -38,15 +38,12 @@ def make_dataset(name: str, source: str, *tensors: Tensor) -> Dataset:
 
 
 def split(labels: Tensor, held_out: int) -> tuple[Tensor, Tensor]:
-    """Return the indices (training, validation) of a fixed split that holds out equally many of each class.
-
-    The order of the images is unrelated to their content, so the first of each class are as good as a random sample.
-    """
+    """Return the indices (training, validation) of a fixed split that holds out equally many of each class."""
     classes = int(labels.max()) + 1
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(classes):
         share = held_out // classes + (label < held_out % classes)
-        chosen[(labels.cpu() == label).nonzero()[:share, 0]] = True
+        chosen[(labels.cpu() == label).nonzero()[:share, 0]] = True  # the first: they are in no order
     return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
 
 

@@ -12,11 +12,10 @@ from .dataset import Dataset, Report
 
 def load(name: str, where: Settings, report: Report) -> Dataset:
     """Return a data set by name. Raises DataError for an unknown name, else what its own module raises."""
-    match name:
-        case "cifar10":
-            return cifar10.load(where, report)
-        case "shapes":
-            return shapes.draw()
+    if name == "cifar10":
+        return cifar10.load(where, report)
+    if name == "shapes":
+        return shapes.draw()
     raise DataError(f"Data set: choose {', '.join(DATASETS)}, not {name!r}.")
 
 
@@ -61,7 +60,3 @@ class DatasetCache:
             return self._loaded[name]
         finally:
             lock.release()
-
-    def put(self, dataset: Dataset) -> None:
-        """Use this data set for its name from now on."""
-        self._loaded[dataset.name] = dataset

@@ -1,7 +1,6 @@
 """Checkpoints: weights in one file whose metadata says what they need to be used, written and read.
 
-Anyone may have written what is read: only safetensors, never a pickle, and size, metadata, names, shapes and number
-formats are checked before a tensor is loaded.
+Anyone may have written it: never a pickle, and size, metadata, names, shapes and formats are checked before loading.
 """
 
 import json
@@ -19,7 +18,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..networks.catalog import NETWORKS
 from ..networks.models import Network, construct
-from .files import CONFIG, EVALUATION, SOURCE, WEIGHTS, modified, write_file
+from .files import CONFIG, EVALUATION, SOURCE, WEIGHTS, modified, read_json, write_file
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,80}")  # of a run, a shipped checkpoint, or a file of ours: never a path
 PREFIX = "hf:"  # of a checkpoint on the Hub: hf:owner/name, hf:owner/name@revision
@@ -29,12 +28,7 @@ CHECKPOINT_BYTES = 400_000_000  # four times the largest network, in float32
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Checkpoint:
-    """Weights and what they need to be used.
-
-    step: of the run they come from; validation_accuracy: there, 0 to 1. temperature, limits: see scoring.Calibration;
-    1 and None where they were not measured. held_out: how many training images the weights never learned; None where
-    that is not known. weights: {} where only the rest was read.
-    """
+    """Weights and what they need to be used."""
 
     name: str
     model: str
@@ -42,12 +36,12 @@ class Checkpoint:
     classes: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    step: int
-    validation_accuracy: float | None
-    limits: tuple[float, float] | None
-    temperature: float
-    held_out: int | None
-    weights: dict[str, Tensor]
+    step: int  # of the run they come from
+    validation_accuracy: float | None  # 0 to 1
+    limits: tuple[float, float] | None  # as temperature: see scoring.Calibration; None if not measured
+    temperature: float  # 1 if not measured
+    held_out: int | None  # how many training images the weights never learned, if known
+    weights: dict[str, Tensor]  # {} if only the rest was read
 
     def network(self) -> Network:
         """Return the network with these weights, in eval mode, on the CPU."""
@@ -57,10 +51,7 @@ class Checkpoint:
 
 
 def find_checkpoint(root: Path, name: str, with_weights: bool = True) -> Checkpoint:
-    """Return the checkpoint of a name: a shipped one's or a run's in `root`, else a folder or a file.
-
-    Raises CheckpointError where there is none, or it cannot be used.
-    """
+    """Return the checkpoint of a shipped name, a run in `root`, a folder or a file. Raises CheckpointError."""
     if name.startswith(PREFIX):
         repo, _, revision = name[len(PREFIX) :].partition("@")
         candidates = [*pulled_folders(root, repo, revision or "main"), root / name]
@@ -80,8 +71,8 @@ def pulled_folders(root: Path, repo: str, revision: str) -> list[Path]:
     """Return the folders that hold a repository of the Hub at a revision (branch, tag or commit), the latest first."""
     found = []
     for file in root.glob(f"{PREFIX[:-1]}-*/{SOURCE}"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            source = json.loads(file.read_text())
+        with suppress(KeyError, TypeError):
+            source = read_json(file)
             if source["repo"] == repo and revision in (source["commit"], *source["revisions"]):
                 found.append(file.parent)
     return sorted(found, key=modified, reverse=True)
@@ -154,11 +145,10 @@ def read_checkpoint(file: Path, name: str, with_weights: bool = True) -> Checkpo
 def _beside(file: Path) -> dict[str, str]:
     """Return what older files say only in config.json, and what was measured after the weights were written."""
     found = {}
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        config = json.loads(file.with_name(CONFIG).read_text())
-        found["held_out"] = json.dumps(config["recipe"]["validation_pictures"])
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        evaluation = json.loads(file.with_name(EVALUATION).read_text())
+    with suppress(KeyError, TypeError):
+        found["held_out"] = json.dumps(read_json(file.with_name(CONFIG))["recipe"]["validation_pictures"])
+    with suppress(KeyError, TypeError):
+        evaluation = read_json(file.with_name(EVALUATION))
         found |= {name: json.dumps(evaluation[name]) for name in ("temperature", "limits")}
     return found
 
@@ -167,18 +157,16 @@ def _metadata(metadata: dict[str, str]) -> dict[str, Any]:
     """Return the checked fields of a checkpoint's metadata. Raises what a bad value makes Python raise."""
     usual = {"limits": "null", "temperature": "1.0", "held_out": "null"}  # of older files
     fields = {name: json.loads((usual | metadata)[name]) for name in JSON_FIELDS}
-    classes, accuracy, limits, held_out = (
-        fields[name] for name in ("classes", "validation_accuracy", "limits", "held_out")
-    )
-    if not 0.05 <= float(fields["temperature"]) <= 20:
-        raise ValueError("temperature")
-    if metadata["model"] not in NETWORKS:
-        raise ValueError(f"model {metadata['model']!r}")
-    if not isinstance(classes, list) or not 2 <= len(classes) <= 1000 or not all(isinstance(c, str) for c in classes):
-        raise ValueError("classes")
-    for values in (fields["mean"], fields["std"]):
-        if not isinstance(values, list) or len(values) != 3 or not all(type(v) is float and 0 < v <= 1 for v in values):
-            raise ValueError("mean or std")
+    classes, accuracy, limits, held_out = map(fields.get, ("classes", "validation_accuracy", "limits", "held_out"))
+    colours = [fields["mean"], fields["std"]]
+    correct = {
+        "model": metadata["model"] in NETWORKS,
+        "classes": isinstance(classes, list) and 2 <= len(classes) <= 1000 and {type(c) for c in classes} == {str},
+        "mean or std": all(len(c) == 3 and all(type(v) is float and 1e-3 <= v <= 1 for v in c) for c in colours),
+        "temperature": 0.05 <= float(fields["temperature"]) <= 20,
+    }
+    if wrong := [name for name, is_correct in correct.items() if not is_correct]:
+        raise ValueError(", ".join(wrong))
     return {
         **{"model": metadata["model"], "dataset": metadata["dataset"], "step": int(fields["step"])},
         **{name: tuple(fields[name]) for name in ("classes", "mean", "std")},

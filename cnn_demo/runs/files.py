@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import DiskError, RunError
 from ..training import events
@@ -44,6 +45,13 @@ def write_file(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; None where it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        return json.loads(path.read_text())
+    return None
 
 
 @contextlib.contextmanager
@@ -84,9 +92,7 @@ class EventLog:
 
     def size(self) -> int:
         """Return the size in bytes; it changes whenever something happens."""
-        with contextlib.suppress(FileNotFoundError):
-            return self.path.stat().st_size
-        return 0
+        return self.path.stat().st_size if self.path.is_file() else 0
 
     def repair(self) -> None:
         """Cut off a half-written last line, and find the next `seq`."""
@@ -97,8 +103,7 @@ class EventLog:
 
     def append(self, event: Event) -> Event:
         """Write an event and return it with its `seq`. All but progress is synced to the disk."""
-        event = replace(event, seq=self._next_seq)
-        size = self.size()
+        event, size = replace(event, seq=self._next_seq), self.size()
         with writing(self.path):
             try:
                 with self.path.open("ab") as file:

@@ -1,7 +1,4 @@
-"""Run folders, the only writer of them: checkpoints/<run id>/ holds the files that files.py names.
-
-Every file is written under another name, synced and renamed, so a kill at any moment leaves whole files.
-"""
+"""Run folders: checkpoints/<run id>/ holds the files that files.py names, each written whole or not at all."""
 
 import contextlib
 import hashlib
@@ -11,7 +8,6 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -25,10 +21,11 @@ from ..pictures.catalog import DATASETS
 from ..training import config as configs
 from ..training.config import RunConfig
 from ..training.events import RunQueued
+from ..training.scoring import is_evaluation
 from . import files
 from .checkpoints import NAME
-from .files import EventLog, modified, write_file, writing
-from .history import History
+from .files import EventLog, modified, read_json, write_file, writing
+from .history import History, history_of
 from .start import resolve_start
 
 TITLE_LENGTH = 80
@@ -46,13 +43,13 @@ class Run:
     def config(self) -> RunConfig:
         """The recipe. Raises RunError where config.json is damaged."""
         try:
-            return configs.from_dict(json.loads((self.folder / files.CONFIG).read_text())["recipe"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+            return configs.from_dict(read_json(self.folder / files.CONFIG)["recipe"])
+        except (KeyError, TypeError, ConfigError) as error:
             raise RunError(f"The run {self.id} has no usable {files.CONFIG} ({error}).") from error
 
     @cached_property
     def owner(self) -> str:
-        """The hash of its owner's secret; "" where it has no owner: it was shipped, or made from the command line."""
+        """The hash of its owner's secret; "" if it has none: it was shipped, or made from the command line."""
         with contextlib.suppress(FileNotFoundError):
             return (self.folder / files.OWNER).read_text()
         return ""
@@ -64,16 +61,14 @@ class Run:
     @cached_property
     def source(self) -> dict[str, Any]:
         """Where it was pulled from: repo, commit, revisions (names it was pulled by); {} where it was trained here."""
-        with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads((self.folder / files.SOURCE).read_text()))
-        return {}
+        found = read_json(self.folder / files.SOURCE)
+        return found if isinstance(found, dict) else {}
 
     def add_revision(self, revision: str) -> None:
         """Record another name that it was pulled by. Raises DiskError where that fails."""
         if revision not in self.source["revisions"]:
             self.source["revisions"].append(revision)
-            with writing(self.folder):
-                write_file(self.folder / files.SOURCE, json.dumps(self.source).encode())
+            self.write_json(files.SOURCE, self.source)
 
     @property
     def title(self) -> str:
@@ -81,9 +76,10 @@ class Run:
         with contextlib.suppress(OSError, ValueError):
             return (self.folder / files.TITLE).read_text()
         try:
-            name, config = NETWORKS[self.config.model].title, self.config
+            config = self.config
         except RunError:
             return self.id
+        name = NETWORKS[config.model].title
         if self.source:
             return f"{name} from {self.source.get('repo', 'the Hub')}"
         budget = f"{config.epochs} epoch{'s' * (config.epochs > 1)}" if config.epochs else f"{config.seconds:g} s"
@@ -113,13 +109,13 @@ class Run:
 
     def is_locked(self) -> bool:
         """Tell whether a living process works on the run."""
-        if (self.folder / files.LOCK).is_file():
-            try:
-                with FileLock(self.folder / files.LOCK, timeout=0.02, poll_interval=0.002):
-                    pass
-            except OSError as error:
-                return isinstance(error, Timeout)
-        return False
+        if not (self.folder / files.LOCK).is_file():
+            return False
+        try:
+            with FileLock(self.folder / files.LOCK, timeout=0.02, poll_interval=0.002):
+                return False
+        except OSError as error:
+            return isinstance(error, Timeout)
 
     def request_stop(self) -> None:
         """Ask the process that trains the run to stop, where it is another one."""
@@ -132,22 +128,19 @@ class Run:
 
     def history(self) -> History:
         """Return the run's history; its state is `interrupted` where it never ended and no process works on it."""
-        history = History()
-        for event in self.log.read():
-            history = history.fold(event)
+        history = history_of(self.log.read())
         if history.finished is None and not self.is_locked():
-            return replace(history, state="interrupted")
+            history.state = "interrupted"
         return history
 
     def summary(self) -> dict[str, Any]:
         """Return the run in a line of JSON-ready values; its network is "damaged" where config.json is."""
-        history, row = self.history(), {"title": self.title, "model": "damaged", "dataset": "damaged"}
+        history, model, dataset = self.history(), "damaged", "damaged"
         with contextlib.suppress(RunError):
-            row |= {"model": self.config.model, "dataset": self.config.dataset}
+            model, dataset = self.config.model, self.config.dataset
         latest, best, end = history.latest, history.best, history.finished
         return {
-            **row,
-            "state": history.state,
+            **{"title": self.title, "model": model, "dataset": dataset, "state": history.state},
             "step": latest.step if latest else 0,
             "validation_accuracy": best.validation_accuracy if best else None,
             "test_accuracy": end.test_accuracy if end else None,
@@ -157,24 +150,25 @@ class Run:
         """Tell whether it has a file: weights from the first snapshot on, an evaluation when it was tested."""
         return (self.folder / name).is_file()
 
-    def save_evaluation(self, values: dict[str, Any]) -> None:
-        """Write what the test found. Raises DiskError where that fails."""
+    def write_json(self, name: str, values: Any) -> None:
+        """Write one of its files. Raises RunError or DiskError where that fails."""
         with writing(self.folder):
-            write_file(self.folder / files.EVALUATION, json.dumps(values).encode())
+            write_file(self.folder / name, json.dumps(values).encode())
 
     def evaluation(self) -> dict[str, Any] | None:
-        """Return what the test found; None before it. It was measured on this machine, or shipped: none is pulled."""
-        try:
-            found: dict[str, Any] = json.loads((self.folder / files.EVALUATION).read_text())
-            return found
-        except (OSError, ValueError, RecursionError):
+        """Return what the test found, None before it: here, or it was shipped. Raises RunError where it is damaged."""
+        if not self.has(files.EVALUATION):
             return None
+        found: dict[str, Any] = read_json(self.folder / files.EVALUATION)
+        if is_evaluation(found):
+            return found
+        raise RunError(f"The evaluation of {self.id} is damaged; make it again: python -m cnn_demo evaluate {self.id}")
 
 
 def create(root: Path, config: RunConfig, owner: str = "") -> Run:
     """Make the folder of a new run and log RunQueued. `owner`: a secret of its owner, "" for none.
 
-    Raises what `resolve_start` raises, and RunError or DiskError where the folder cannot be written.
+    Raises what `resolve_start` raises, RunError, DiskError.
     """
     config = resolve_start(root, config)
     run = Run(root / f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}")

@@ -1,68 +1,71 @@
-"""A run as its events tell it: a pure reducer. Charts, tables and cards read only this."""
-
-from __future__ import annotations
+"""A run as its events tell it. Charts, tables and cards read only this."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 from ..training.events import CheckpointSaved, EpochDone, Event, Progress, RunFinished, RunQueued, RunStarted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class History:
-    """The state of a run: `state` is queued, preparing, training, validating, testing, or how it ended."""
+    """What has happened in a run: `state` is queued, preparing, training, validating, testing, or how it ended.
+
+    curve and epochs: only ever made longer, or replaced, so that a copy may share them; newer entries have higher seq.
+    """
 
     state: str = "preparing"
     seq: int = -1
     started: RunStarted | None = None
     latest: Progress | None = None
-    curve: tuple[Progress, ...] = ()
-    epochs: tuple[EpochDone, ...] = ()
+    curve: list[Progress] = field(default_factory=list)
+    epochs: list[EpochDone] = field(default_factory=list)
     best: EpochDone | None = None
     finished: RunFinished | None = None
 
-    def fold(self, event: Event) -> History:
-        """Return the history with one more event. What a resumed run does again replaces what was lost."""
-        seen = replace(self, seq=event.seq)
+    def add(self, event: Event) -> None:
+        """Add one more event. What a resumed run does again replaces what was lost."""
+        self.seq = event.seq
         match event:
             case RunQueued():
-                return replace(seen, state="queued")
+                self.state = "queued"
             case RunStarted():
                 # A killed run resumes at its last checkpoint: later points were never saved and come again.
-                curve = tuple(point for point in self.curve if point.step <= event.step)
-                epochs = tuple(epoch for epoch in self.epochs if epoch.step <= event.step)
-                best = next((epoch for epoch in reversed(epochs) if epoch.best), None)
-                again = replace(seen, curve=curve, epochs=epochs, best=best)
-                return replace(again, state="training", started=event, finished=None)
+                self.curve = [point for point in self.curve if point.step <= event.step]
+                self.epochs = [epoch for epoch in self.epochs if epoch.step <= event.step]
+                self.best = next((epoch for epoch in reversed(self.epochs) if epoch.best), None)
+                self.state, self.started, self.finished = "training", event, None
             case Progress():
-                curve = self.curve if event.loss is None else (*self.curve, event)
-                return replace(seen, state=event.phase, latest=event, curve=curve)
+                self.state, self.latest = event.phase, event
+                if event.loss is not None:
+                    self.curve.append(event)
             case EpochDone():
-                best = event if event.best else self.best
-                # a kill between the log and the checkpoint lets an epoch end twice
-                epochs = tuple(epoch for epoch in self.epochs if epoch.step < event.step)
-                return replace(seen, epochs=(*epochs, event), best=best)
-            case CheckpointSaved():
-                return seen
+                if self.epochs and self.epochs[-1].step >= event.step:  # killed between the log and the checkpoint
+                    self.epochs = [epoch for epoch in self.epochs if epoch.step < event.step]
+                self.epochs.append(event)
+                self.best = event if event.best else self.best
             case RunFinished():
-                return replace(seen, state=event.reason, finished=event)
-        raise TypeError(f"unknown event {event!r}")
+                self.state, self.finished = event.reason, event
+            case other if not isinstance(other, CheckpointSaved):
+                raise TypeError(f"unknown event {event!r}")
+
+
+def history_of(events: Iterable[Event]) -> History:
+    """Return the history of events."""
+    history = History()
+    for event in events:
+        history.add(event)
+    return history
 
 
 def course_log(event: Progress, history: History, epochs: int | None) -> list[str]:
-    """Return the course project's log lines for the 100th steps in an event: `Epoch [1/1], Step [100/500] Loss: ...`.
-
-    `epochs` is the budget; of a budget in seconds nobody knows it.
-    """
-    if history.started is None:
-        return []
-    lines = []
+    """Return the course project's log lines of the 100th steps in an event: `Epoch [1/1], Step [100/500] Loss: ...`."""
+    lines, steps = [], history.started.steps_per_epoch if history.started else 1
     for step, loss in event.logged:
-        epoch, position = divmod(step - 1, history.started.steps_per_epoch)
+        epoch, position = divmod(step - 1, steps)
         total = f"/{epochs}" if epochs else ""
-        place = f"Step [{position + 1}/{history.started.steps_per_epoch}]"
-        lines.append(f"Epoch [{epoch + 1}{total}], {place} Loss: {loss:.4f}")
+        lines.append(f"Epoch [{epoch + 1}{total}], Step [{position + 1}/{steps}] Loss: {loss:.4f}")
     return lines
 
 
@@ -72,15 +75,8 @@ def thin(curve: Sequence[Progress], count: int) -> list[Progress]:
     if size <= 1:
         return list(curve)
     points = []
-    for first in range(0, len(curve), size):
-        part = [point for point in curve[first : first + size] if point.loss is not None]
-        points.append(
-            replace(
-                part[-1],
-                loss=sum(point.loss or 0.0 for point in part) / len(part),
-                loss_low=min(point.loss_low or 0.0 for point in part),
-                loss_high=max(point.loss_high or 0.0 for point in part),
-                logged=tuple(logged for point in part for logged in point.logged),
-            )
-        )
+    for part in (curve[first : first + size] for first in range(0, len(curve), size)):
+        low, high = min(point.loss_low or 0.0 for point in part), max(point.loss_high or 0.0 for point in part)
+        mean, logged = fmean(p.loss or 0.0 for p in part), tuple(line for point in part for line in point.logged)
+        points.append(replace(part[-1], loss=mean, loss_low=low, loss_high=high, logged=logged))
     return points

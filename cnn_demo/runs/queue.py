@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import threading
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,6 @@ from ..pictures.catalog import DATASETS
 from ..pictures.sources import DatasetCache
 from ..settings import Settings
 from ..training.budget import Stopped
-from ..training.config import RunConfig
 from ..training.events import Progress, RunFinished
 from . import recording, zero
 from .folder import Run
@@ -27,15 +27,15 @@ SPACE_QUEUE = 50  # runs that may wait on a Space
 
 @dataclass(eq=False)
 class Job:
-    """A run that waits or is trained. note and share: what is being prepared, before the training starts."""
+    """A run that waits or is trained."""
 
     run: Run
     owner: str
     history: History
     visitor: Context  # of the owner's request: on ZeroGPU the run uses their quota
     stop: threading.Event = field(default_factory=threading.Event)
-    note: str = ""
-    share: float = 0.0
+    note: str = ""  # what is being prepared, before the training starts
+    share: float = 0.0  # of that
 
 
 class Queue:
@@ -98,8 +98,7 @@ class Queue:
 
     def find(self, run_id: str) -> Run | None:
         """Return the run of a job."""
-        job = self._jobs.get(run_id)
-        return job.run if job else None
+        return job.run if (job := self._jobs.get(run_id)) else None
 
     def states(self) -> dict[str, str]:
         """Return the state of each job by run id."""
@@ -117,24 +116,18 @@ class Queue:
             known = {name: value for name, value in changes.items() if value is not None}
             return job.run, replace(job.history, finished=None), known
 
-    def wait_seconds(self, run_id: str) -> float | None:
-        """Return the seconds until a waiting job begins, by measured speed; None where that is not known."""
-        job = self._jobs[run_id]
-        ahead = self._waiting[: self._waiting.index(job)] if job in self._waiting else []
-        running = [other for other in self._jobs.values() if other not in self._waiting]
-        if zero.is_zero():  # each lasts as long as its call
-            ahead, running = ahead + running, []
-        left: list[float | None] = [job.history.latest.seconds_left if job.history.latest else None for job in running]
-        left += [self._run_seconds(other.run.config) for other in ahead]
-        return None if None in left else sum(s for s in left if s is not None) / len(self._devices)
-
-    def _run_seconds(self, config: RunConfig) -> float | None:
-        if zero.is_zero():
+    def _seconds_left(self, job: Job) -> float:
+        """Return the seconds that a job still needs, by measured speed; NaN where that is not known."""
+        config, latest = job.run.config, job.history.latest
+        if zero.is_zero():  # a run lasts as long as its call
             return zero.call_seconds(config)
-        rate = self._rates.get(config.model)
-        if config.epochs is None or rate is None:
+        if job not in self._waiting:
+            left = latest.seconds_left if latest else None
+            return math.nan if left is None else left
+        if config.seconds:
             return config.seconds
-        return config.epochs * DATASETS[config.dataset].train_pictures / rate
+        images = (config.epochs or 0) * DATASETS[config.dataset].train_pictures
+        return images / self._rates.get(config.model, math.nan)
 
     def _work(self, device: torch.device) -> None:
         """Train one run after the other."""
@@ -146,8 +139,9 @@ class Queue:
                 job = self._waiting.pop(0)
             try:
                 self._train(job, device)
-            except Exception:  # it is in the run's log; the next run must have its turn
-                logging.getLogger(__name__).exception("The run %s failed", job.run.id)
+            except Exception as error:  # it is in the run's log; the next run must have its turn
+                trace = None if isinstance(error, CnnDemoError) else error
+                logging.getLogger(__name__).error("The run %s failed: %s", job.run.id, error, exc_info=trace)
             with self.changed:
                 del self._jobs[job.run.id]
 
@@ -161,8 +155,6 @@ class Queue:
             data = self._data.get(job.run.config.dataset, report)
         except Stopped:
             return recording.end_run(job.run, "stopped", "Stopped while the images were being loaded.")
-        except CnnDemoError as error:
-            return recording.end_run(job.run, "failed", str(error))
         except Exception as error:
             recording.end_run(job.run, "failed", str(error))
             raise
@@ -175,7 +167,8 @@ class Queue:
             for event in steps:
                 if isinstance(event, RunFinished):
                     continue  # read from the log, as soon as the run is unlocked
-                job.history = job.history.fold(event)
+                with self.changed:
+                    job.history.add(event)
                 if isinstance(event, Progress) and event.images_per_second:
                     self._rates[job.run.config.model] = event.images_per_second
         except CnnDemoError as error:
@@ -195,9 +188,11 @@ class Queue:
     def _describe(self, job: Job, state: str) -> str | None:
         """Return what only the queue knows of a job, in words; None where its history says it all."""
         if state == "queued":
-            seconds, place = self.wait_seconds(job.run.id), self._waiting.index(job) + 1
-            ordinal = {1: "next", 2: "2nd", 3: "3rd"}.get(place, f"{place}th")
-            return f"Waiting: {ordinal} in line" + ("" if seconds is None else f", {about(seconds)}")
+            ahead = [other for other in self._jobs.values() if other not in self._waiting]
+            ahead += self._waiting[: (place := self._waiting.index(job))]
+            seconds = sum(map(self._seconds_left, ahead)) / len(self._devices)
+            ordinal = {0: "next", 1: "2nd", 2: "3rd"}.get(place, f"{place + 1}th")
+            return f"Waiting: {ordinal} in line" + ("" if math.isnan(seconds) else f", {about(seconds)}")
         if state == "stopping":
             return "Stopping: saving the best weights"
         preparing = f"Preparing: {job.note}" if job.note else "Preparing the network"

@@ -1,12 +1,13 @@
 """Trains a run and records it in its folder: events, snapshots, evaluation.
 
-resume/state.json is renamed last and is what makes a new snapshot count; a kill at any moment leaves the one before.
+resume/state.json is written last and makes a new snapshot count; a kill at any moment leaves the one before.
 """
 
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,28 +18,23 @@ from ..errors import CheckpointError, CnnDemoError, RunError
 from ..networks.models import Network, build
 from ..pictures.dataset import Dataset
 from ..training import events
+from ..training.budget import Stop
 from ..training.config import RunConfig
 from ..training.distributed import Group
 from ..training.events import CheckpointSaved, Event, RunFinished
 from ..training.loop import ALONE, Snapshot, train
-from ..training.scoring import Calibration, Evaluation
+from ..training.scoring import Best, Calibration, Evaluation
 from .checkpoints import NAME, Checkpoint, pack_tensors, read_checkpoint, write_checkpoint
-from .files import RESUME, STATE, STOP, WEIGHTS, write_file, writing
+from .files import EVALUATION, RESUME, STATE, STOP, WEIGHTS, write_file, writing
 from .folder import Run
-from .start import resolve_start, starting_weights
+from .start import find_start, resolve_start
 
 ENDED = ("finished", "diverged")  # cannot be continued
 STATE_FIELDS = ("losses", "scaler", "seconds", "step", "validated_step")
 
 
-def train_run(
-    run: Run, data: Dataset, device: torch.device, stop: Callable[[], bool], group: Group = ALONE
-) -> Iterator[Event]:
-    """Train a new run, or continue one, recording it in its folder; yield each event once it is written.
-
-    Whatever ends the training early is logged as RunFinished(reason="failed") and raised. Raises RunError where the
-    run has ended or another process works on it.
-    """
+def train_run(run: Run, data: Dataset, device: torch.device, stop: Stop, group: Group = ALONE) -> Iterator[Event]:
+    """Train a new run, or continue one; yield each event once it is in the log. Raises what ends it early, RunError."""
     with run.locked():
         state = run.history().state
         if state in ENDED or run.source:
@@ -48,15 +44,14 @@ def train_run(
             )
         (run.folder / STOP).unlink(missing_ok=True)
         try:
-            start = load_snapshot(run.folder)
-            network = _network(run.folder.parent, run.config, data, start)
+            network, start = _prepare(run.folder.parent, run, run.config, data)
             for item in train(network, data, run.config, device=device, stop=stop, start=start, group=group):
                 if isinstance(item, Evaluation):
-                    run.save_evaluation(item)
+                    run.write_json(EVALUATION, item)
                     continue
                 if isinstance(item, Snapshot):
                     save_snapshot(run.folder, item, run.config, data)
-                    item = CheckpointSaved(seconds=item.seconds, step=item.step, best_step=item.best_step)
+                    item = CheckpointSaved(seconds=item.seconds, step=item.step, best_step=item.best.step)
                 yield run.log.append(item)
                 if isinstance(item, RunFinished) and item.reason in ENDED:
                     shutil.rmtree(run.folder / RESUME, ignore_errors=True)  # twice the size of the weights
@@ -67,21 +62,11 @@ def train_run(
 
 
 def train_as_worker(
-    root: Path,
-    run: Run | None,
-    config: RunConfig,
-    data: Dataset,
-    device: torch.device,
-    stop: Callable[[], bool],
-    group: Group,
+    root: Path, run: Run | None, config: RunConfig, data: Dataset, device: torch.device, stop: Stop, group: Group
 ) -> None:
-    """Train along with the process of rank 0, which records the run; write and print nothing.
-
-    run: the one that is continued, None for a new one. Raises what `train_run` raises.
-    """
-    start = load_snapshot(run.folder) if run else None
+    """Train along with the process of rank 0, which records the run (None: a new one); write and print nothing."""
     config = config if run else resolve_start(root, config)
-    network = _network(root, config, data, start)
+    network, start = _prepare(root, run, config, data)
     for _ in train(network, data, config, device=device, stop=stop, start=start, group=group):
         pass
 
@@ -92,37 +77,34 @@ def end_run(run: Run, reason: str, message: str) -> None:
         _log_end(run, reason, message)
 
 
-def _network(root: Path, config: RunConfig, data: Dataset, start: Snapshot | None) -> Network:
-    """Return the network before its first step in this process; a snapshot's weights are loaded by the loop."""
+def _prepare(root: Path, run: Run | None, config: RunConfig, data: Dataset) -> tuple[Network, Snapshot | None]:
+    """Return the network before its first step in this process, and the snapshot that the loop continues from."""
+    start = load_snapshot(run.folder) if run else None
     network = build(config.model, len(data.classes), config.seed)
-    if start is None and (weights := starting_weights(root, config)) is not None:
-        network.load_state_dict(weights)
-    return network
+    if start is None and config.start_from:
+        network.load_state_dict(find_start(root, config, config.start_from).weights)
+    return network, start
 
 
 def _log_end(run: Run, reason: str, message: str) -> None:
     """Log an end that the training did not report, with what is known from the log."""
     history = run.history()
     latest, best, started = history.latest, history.best, history.started
-    step = latest.step if latest else 0
-    end = RunFinished(
-        reason=reason,
-        message=message[: events.LONGEST],
-        seconds=latest.seconds if latest else 0.0,
-        epochs=step // started.steps_per_epoch if started else 0,
-        step=step,
-        best_step=best.step if best else 0,
-        validation_accuracy=best.validation_accuracy if best else None,
-    )
+    end = RunFinished(reason=reason, message=message[: events.LONGEST], epochs=0, step=0)
+    if latest and started:
+        epochs = latest.step // started.steps_per_epoch
+        end = replace(end, seconds=latest.seconds, step=latest.step, epochs=epochs)
+    if best:
+        end = replace(end, best_step=best.step, validation_accuracy=best.validation_accuracy)
     run.log.append(end)
 
 
 def save_snapshot(folder: Path, snapshot: Snapshot, config: RunConfig, data: Dataset) -> None:
     """Write a snapshot. Raises DiskError where that fails; the one before is then still there, whole."""
-    resume, calibration = folder / RESUME, snapshot.best_calibration
+    resume, best, calibration = folder / RESUME, snapshot.best, snapshot.best.calibration
     with writing(folder, f"The last checkpoint saved of {folder.name} is still there."):
         resume.mkdir(exist_ok=True)
-        if snapshot.best is not None:
+        if snapshot.best_is_new:
             checkpoint = Checkpoint(
                 name=folder.name,
                 model=config.model,
@@ -130,12 +112,12 @@ def save_snapshot(folder: Path, snapshot: Snapshot, config: RunConfig, data: Dat
                 classes=data.classes,
                 mean=data.mean,
                 std=data.std,
-                step=snapshot.best_step,
-                validation_accuracy=snapshot.best_accuracy,
+                step=best.step,
+                validation_accuracy=best.accuracy,
                 limits=calibration.limits if calibration else None,
                 temperature=calibration.temperature if calibration else 1.0,
                 held_out=config.held_out,
-                weights=snapshot.best,
+                weights=best.weights,
             )
             write_checkpoint(folder / WEIGHTS, checkpoint)
         names = {kind: f"{kind}-{snapshot.step}.safetensors" for kind in ("weights", "optimizer")}
@@ -158,16 +140,15 @@ def load_snapshot(folder: Path) -> Snapshot | None:
         names = {key: str(state.pop(key)) for key in ("weights", "optimizer")}
         if not all(NAME.fullmatch(name) for name in names.values()):
             raise ValueError("file names")
-        best = read_checkpoint(folder / WEIGHTS, folder.name)
-        calibration = Calibration(temperature=best.temperature, limits=best.limits) if best.limits else None
+        saved = read_checkpoint(folder / WEIGHTS, folder.name)
+        calibration = Calibration(temperature=saved.temperature, limits=saved.limits) if saved.limits else None
+        accuracy = saved.validation_accuracy
         return Snapshot(
             **state,
             weights=load_file(resume / names["weights"]),
             optimizer=load_file(resume / names["optimizer"]),
-            best_step=best.step,
-            best_accuracy=best.validation_accuracy,
-            best_calibration=calibration,
-            best=best.weights,
+            best=Best(step=saved.step, weights=saved.weights, accuracy=accuracy, calibration=calibration),
+            best_is_new=False,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, CheckpointError) as error:
         raise RunError(f"The saved state of {folder.name} cannot be used ({error}).") from error

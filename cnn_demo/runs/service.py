@@ -1,12 +1,12 @@
 """What people may do with runs, and what they are shown of them.
 
-A run belongs to the server, never to a page: pages come and go and ask `watch(run, after)`. Whoever knows a run's id
-may watch it; only its owner may stop, continue, rename or discard it.
+Who knows a run's id may watch it; only its owner may stop, continue, rename or discard it. No run belongs to a page.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,6 +25,7 @@ from .status import report
 
 SPACE_EPOCHS, SPACE_SECONDS = 50, 3600  # of a run where the queue is shared with strangers
 HISTORIES = 32  # of ended runs, in memory
+Result = TypeVar("Result")
 
 
 class Service:
@@ -38,15 +39,12 @@ class Service:
         self.space_note = describe_space(devices[0]) if settings.is_space else ""
         self._is_space = settings.is_space
         self._queue = Queue(settings, self.data, devices)
-        self._histories: dict[Path, tuple[tuple[int, bool], History]] = {}
-        self._summaries: dict[Path, tuple[tuple[int, bool, str], dict[str, Any]]] = {}
+        self.close, self.active = self._queue.close, self._queue.active
+        self._histories: dict[Path, tuple[object, History]] = {}  # and from which state of the files they are
+        self._summaries: dict[Path, tuple[object, dict[str, Any]]] = {}
 
     def submit(self, config: RunConfig, owner: str) -> str:
-        """Queue a new run of `owner` (a secret of theirs); return its id.
-
-        Raises RunError where they have an active one, CheckpointError where `start_from` is a path, else what
-        `folder.create` raises.
-        """
+        """Queue a new run of `owner` (a secret of theirs); return its id. Raises RunError, InputError, DiskError."""
         if self._is_space and ((config.epochs or 0) > SPACE_EPOCHS or (config.seconds or 0) > SPACE_SECONDS):
             limits = f"at most {SPACE_EPOCHS} epochs or {SPACE_SECONDS:,} seconds"
             sentence = f"Budget: on a shared Space a run has {limits}. Duplicate the Space for longer ones."
@@ -88,14 +86,6 @@ class Service:
         """Give a run a title. Raises RunError where it is someone else's, InputError for a title that cannot be."""
         self._owned(run_id, owner).rename(title)
 
-    def close(self) -> None:
-        """Stop all runs, so that they can be continued."""
-        self._queue.close()
-
-    def active(self, owner: str) -> str | None:
-        """Return the id of the owner's waiting or running run."""
-        return self._queue.active(owner)
-
     def watch(self, run_id: str, after: int = -1, owner: str = "") -> dict[str, Any]:
         """Return the run's state and what is new since the event `after`, as `status.report` does."""
         view = self._queue.view(run_id)
@@ -116,7 +106,7 @@ class Service:
         for run in folder.list_runs(self.root):
             if run.owner and not run.belongs_to(owner):
                 continue
-            summary = self._summary(run)
+            summary = _cached(self._summaries, run, run.summary)
             if summary["model"] != "damaged":
                 state = states.get(run.id, summary["state"])
                 found.append({"run": run.id, **summary, "mine": bool(run.owner), "state": state})
@@ -128,11 +118,9 @@ class Service:
 
     def exportable(self, run_id: str, owner: str) -> Run:
         """Return a run that `owner` may save elsewhere: theirs, or one without an owner. Raises RunError."""
-        run = self._find(run_id)
-        return self._owned(run_id, owner) if run.owner else run
+        return self._owned(run_id, owner) if self._find(run_id).owner else self._find(run_id)
 
     def _find(self, run_id: str) -> Run:
-        """Return a run. Its id is all that watching takes, so an error names no other one."""
         if (run := self._queue.find(run_id)) or (run := folder.get(self.root, run_id)):
             return run
         raise RunError(f"There is no run {run_id[:80]!r} here.")
@@ -144,22 +132,20 @@ class Service:
         return run
 
     def _history(self, run: Run) -> History:
-        """Return the history of a run that is no job; its log is read again only when something has changed."""
-        key = (run.log.size(), run.is_locked())
-        known = self._histories.get(run.folder)
-        if known is None or known[0] != key:
-            known = self._histories[run.folder] = (key, run.history())
-            while len(self._histories) > HISTORIES:
-                self._histories.pop(next(iter(self._histories), run.folder), None)
-        return known[1]
+        """Return the history of a run that is no job."""
+        history = _cached(self._histories, run, run.history)
+        while len(self._histories) > HISTORIES:
+            self._histories.pop(next(iter(self._histories), run.folder), None)
+        return history
 
-    def _summary(self, run: Run) -> dict[str, Any]:
-        """Return the line of a run; read again only when its log or title has changed."""
-        key = (run.log.size(), run.is_locked(), run.title)
-        known = self._summaries.get(run.folder)
-        if known is None or known[0] != key:
-            known = self._summaries[run.folder] = (key, run.summary())
-        return known[1]
+
+def _cached(known: dict[Path, tuple[object, Result]], run: Run, read: Callable[[], Result]) -> Result:
+    """Return what `read` returns; it is called again only when the run's log, lock or title has changed."""
+    state = (run.log.size(), run.is_locked(), run.title)
+    found = known.get(run.folder)
+    if found is None or found[0] != state:
+        found = known[run.folder] = (state, read())
+    return found[1]
 
 
 def find_devices() -> list[torch.device]:
@@ -171,7 +157,5 @@ def find_devices() -> list[torch.device]:
 def describe_space(device: torch.device) -> str:
     """Return what a visitor of a Space must know of it, in words."""
     name = "a GPU that is lent for a minute at a time (ZeroGPU)" if zero.is_zero() else device_name(device)
-    return (
-        f"This Space trains on {name}. Its disk is temporary: when it restarts or falls asleep, all runs made here are "
-        "lost. Keep one with Save or download."
-    )
+    temporary = "Its disk is temporary: when it restarts or falls asleep, all runs made here are lost."
+    return f"This Space trains on {name}. {temporary} Keep one with Save or download."

@@ -3,28 +3,23 @@
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from ..errors import CheckpointError, ConfigError
 from ..pictures.catalog import DATASETS
+from ..training.budget import count_steps
 from ..training.config import VALIDATION_PICTURES, RunConfig
-from ..training.loop import count_steps
 from .checkpoints import Checkpoint, find_checkpoint
 
 
 def resolve_start(root: Path, config: RunConfig) -> RunConfig:
     """Return the configuration with a number of validation images; the checkpoint it starts from is checked.
 
-    What a checkpoint has learned must not validate it: where no number is given, as many are held out as the
-    checkpoint held out, 5,000 at most.
-
-    Raises:
-        CheckpointError: `start_from` is not there, or is of another network or other classes.
-        ConfigError: more images are to be held out than the checkpoint held out, or too few are left to train on.
+    What a checkpoint has learned must not validate it: if no number is given, as many are held out as it held out,
+    5,000 at most. Raises CheckpointError (`start_from` is not there, or is of another network or other classes),
+    ConfigError (more than it held out, or too few are left to train on).
     """
     held_out = config.held_out
     if config.start_from is not None:
-        known = _find_start(root, config, with_weights=False).held_out
+        known = find_start(root, config, config.start_from, with_weights=False).held_out
         if config.validation_pictures is None:
             held_out = min(VALIDATION_PICTURES, VALIDATION_PICTURES if known is None else known)
         elif known is not None and held_out > known:
@@ -38,20 +33,13 @@ def resolve_start(root: Path, config: RunConfig) -> RunConfig:
     return config
 
 
-def starting_weights(root: Path, config: RunConfig) -> dict[str, Tensor] | None:
-    """Return the weights that `config.start_from` names, None for random ones. Raises CheckpointError as above."""
-    return None if config.start_from is None else _find_start(root, config, with_weights=True).weights
-
-
-def _find_start(root: Path, config: RunConfig, with_weights: bool) -> Checkpoint:
-    assert config.start_from is not None
-    checkpoint = find_checkpoint(root, config.start_from, with_weights)
+def find_start(root: Path, config: RunConfig, start_from: str, with_weights: bool = True) -> Checkpoint:
+    """Return the checkpoint that a run starts from. Raises CheckpointError as above."""
+    checkpoint = find_checkpoint(root, start_from, with_weights)
     if checkpoint.model != config.model:
-        raise CheckpointError(f"{config.start_from} is a {checkpoint.model}, but the run trains a {config.model}.")
+        raise CheckpointError(f"{start_from} is a {checkpoint.model}, but the run trains a {config.model}.")
     classes = DATASETS[config.dataset].classes
     if checkpoint.classes != classes:
-        raise CheckpointError(
-            f"{config.start_from} knows other classes ({', '.join(checkpoint.classes[:3])}, …) than {config.dataset} "
-            f"({', '.join(classes[:3])}, …)."
-        )
+        theirs, ours = (f"({', '.join(names[:3])}, …)" for names in (checkpoint.classes, classes))
+        raise CheckpointError(f"{start_from} knows other classes {theirs} than {config.dataset} {ours}.")
     return checkpoint

@@ -20,14 +20,13 @@ COLUMNS = {
 def report(run: Run, history: History, after: int) -> dict[str, Any]:
     """Return what is new in a run since the event `after`, in JSON-ready values.
 
-    `reset` says to forget what was drawn: the watcher is new, or the run went back to an earlier checkpoint; the
-    answer then also holds what does not change, and `columns`, the names of what stands in a row.
+    reset: forget what was drawn; the answer then also holds what does not change, and `columns`, the names in a row.
     """
     config, started, latest = run.config, history.started, history.latest
-    reset = after < (started.seq if started else 0)
+    reset = after < (started.seq if started else 0)  # a new watcher, or the run went back to an earlier checkpoint
     after = -1 if reset else after
-    curve = [point for point in history.curve if point.seq > after]
-    epochs = [epoch for epoch in history.epochs if epoch.seq > after]
+    curve = [point for point in history.curve if after < point.seq <= history.seq]
+    epochs = [epoch for epoch in history.epochs if after < epoch.seq <= history.seq]
     answer: dict[str, Any] = {
         "run": run.id,
         "title": run.title,

@@ -1,7 +1,6 @@
 """ZeroGPU: a Space's shared GPU, lent for a call. The only module that imports `spaces`, which a Space has installed.
 
-The training then runs in a forked process that is killed when its time is over. What it needs comes as small arguments,
-what it does goes to the run's folder, which both processes see; only events come back.
+A forked process trains, and is killed when its time is over. What it does goes to the run's folder; events come back.
 """
 
 import time
@@ -54,10 +53,7 @@ def note(config: RunConfig) -> str:
 
 
 def train_run(run: Run, where: Settings, stop: Callable[[], bool], visitor: Context) -> Iterator[Event]:
-    """Train a run on the lent GPU, as `recording.train_run` does. visitor: context of the request whose quota it uses.
-
-    Raises CnnDemoError where there is no quota or no GPU, or where the platform ended the call.
-    """
+    """Train a run on the lent GPU, with the quota of the request whose context is `visitor`. Raises CnnDemoError."""
     events = _work(str(run.folder), where, call_seconds(run.config))
     while True:
         try:
@@ -72,10 +68,6 @@ def train_run(run: Run, where: Settings, stop: Callable[[], bool], visitor: Cont
         yield event
 
 
-def _duration(folder: str, where: Settings, seconds: int) -> int:
-    return seconds
-
-
 def _work(folder: str, where: Settings, seconds: int) -> Iterator[Event]:
     """Train the run in the process that has the GPU. The arguments are pickled and hold no secret."""
     end = time.monotonic() + seconds - MARGIN_SECONDS
@@ -86,4 +78,4 @@ def _work(folder: str, where: Settings, seconds: int) -> Iterator[Event]:
 
 
 if is_zero():  # elsewhere `spaces` may be absent
-    _work = spaces.GPU(duration=_duration)(_work)
+    _work = spaces.GPU(duration=lambda folder, where, seconds: seconds)(_work)

@@ -1,6 +1,7 @@
 """The model card: README.md of an exported run, with what a person needs to judge and use the weights."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from .. import settings
@@ -14,10 +15,10 @@ from ..runs.history import History
 def model_card(run: Run, history: History, found: dict[str, Any] | None, repo: str) -> str:
     """Return the card in Markdown. The log of a pulled run is a stranger's: no result that only it claims is stated."""
     data, network, code = DATASETS[run.config.dataset], NETWORKS[run.config.model].title, settings.read_code()
-    end, best, started = (None, None, None) if run.source else (history.finished, history.best, history.started)
+    known = History() if run.source else history
+    end, best, started = known.finished, known.best, known.started
     accuracy, images = (end.test_accuracy, end.test_pictures) if end else (None, 0)
-    if found:
-        accuracy, images = found["accuracy"], found["pictures"]
+    accuracy, images = (found["accuracy"], found["pictures"]) if found else (accuracy, images)
     head = f"tags: [cnn-demo, image-classification, {run.config.model}]"
     if data.hub:
         head += f"\ndatasets: [{data.hub}]"
@@ -29,7 +30,7 @@ def model_card(run: Run, history: History, found: dict[str, Any] | None, repo: s
     rows: list[tuple[Any, ...]] = []
     if accuracy is not None:
         rows.append(("test accuracy", f"**{accuracy:.2%}** ({images:,} images)"))
-    if found and found["accuracy_flip"] is not None:
+    if found and found.get("accuracy_flip") is not None:
         rows.append(("test accuracy with flip averaging", f"{found['accuracy_flip']:.2%}"))
     if found:
         scaling = "{ece_before:.2%} before temperature scaling by {temperature:.3f}, fitted on {validation_pictures:,}"
@@ -48,54 +49,27 @@ def model_card(run: Run, history: History, found: dict[str, Any] | None, repo: s
         results += "The weights were pulled from the Hub and exported again."
     else:
         results += f"The run `{run.id}` has not ended."
-    stages = []
-    for s in measure(run.config.model):
-        shape = "x".join(map(str, s.output))
-        stages.append((s.name, s.description, shape, s.stride, s.receptive_field, s.parameters, s.macs))
-    return f"""---
-license: mit
-library_name: pytorch
-pipeline_tag: image-classification
-metrics: [accuracy]
-{head}
----
-
-# {network} on {data.title}
-
-Trained with {f"[CNN Demo]({code})" if code else "CNN Demo"}, an app that shows how a convolutional network learns.
-
-{results}
-
-![Loss and accuracy by step](curve.png)
-
-Training command:
-
-```sh
-{run.config.to_command().replace("`", "'")}
-```
-
-`config.json` holds the same settings and the versions of torch and torchvision, `events.jsonl` the log of the run,
-`history.csv` its epochs.
-
-## Use
-
-```sh
-{f"pip install git+{code}" if code else "# install CNN Demo, then"}
-cnn-demo classify my_photo.jpg --checkpoint hf:{repo}
-```
-
-## Stages
-
-{_table("stage", "layers", "output CxHxW", "stride", "receptive field px", "parameters", "MACs", rows=stages)}
-
-For an image of 3x32x32; FLOPs = 2 x MACs. Kernels and matrices are stored in float16.
-
-## Limits
-
-The network knows only these classes: {", ".join(data.classes)}. It answers with one of them whatever the image shows,
-and it sees no more than 32x32 pixels of the centre square. It was trained to show how convolutional networks learn; do
-not use it for decisions about people or things.
-"""
+    stages = [
+        (s.name, s.description, "x".join(map(str, s.output)), s.stride, s.receptive_field, s.parameters, s.macs)
+        for s in measure(run.config.model)
+    ]
+    heads = ("stage", "layers", "output CxHxW", "stride", "receptive field px", "parameters", "MACs")
+    return (
+        (Path(__file__).parent / "card.md")
+        .read_text("utf-8")
+        .format(
+            head=head,
+            network=network,
+            data=data.title,
+            program=f"[CNN Demo]({code})" if code else "CNN Demo",
+            results=results,
+            command=run.config.to_command().replace("`", "'"),
+            install=f"pip install git+{code}" if code else "# install CNN Demo, then",
+            repo=repo,
+            stages=_table(*heads, rows=stages),
+            classes=", ".join(data.classes),
+        )
+    )
 
 
 def _table(*heads: str, rows: list[tuple[Any, ...]]) -> str:

@@ -62,10 +62,9 @@ def export_zip(run: Run, path: Path) -> None:
 
 def half_size(run: Run) -> Checkpoint:
     """Return a run's checkpoint with float16 kernels and matrices; raise RunError if it has none, or too large ones."""
-    file = run.folder / WEIGHTS
-    if not file.is_file():
+    if not run.has(WEIGHTS):
         raise RunError(f"The run {run.id} has no weights yet; train it first.")
-    checkpoint = read_checkpoint(file, run.id)
+    checkpoint = read_checkpoint(run.folder / WEIGHTS, run.id)
     weights = {name: value.half() if value.dim() > 1 else value for name, value in checkpoint.weights.items()}
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise RunError(f"The weights of {run.id} are too large for float16.")
@@ -77,7 +76,6 @@ def draw_curve(history: History) -> bytes:
     width, height, margin, blue, orange = 640, 320, 36, "#0072b2", "#d55e00"
     draw = ImageDraw.Draw(picture := Image.new("RGB", (width, height), "white"))
     losses = [(point.step, point.loss) for point in thin(history.curve, 300) if point.loss is not None]
-    accuracies = [(e.step, e.validation_accuracy) for e in history.epochs if e.validation_accuracy is not None]
     last_step = max([step for step, _ in losses] + [epoch.step for epoch in history.epochs] + [1])
     highest = max([math.ceil(loss) for _, loss in losses] + [1])
 
@@ -90,7 +88,8 @@ def draw_curve(history: History) -> bytes:
         draw.text((6, y - 6), f"{highest * fifth / 5:.1f}", fill=blue)
         draw.text((right + 6, y - 6), f"{20 * fifth}%", fill=orange)
     draw.line([place(step, loss / highest) for step, loss in losses], fill=blue, width=2)
-    draw.line(points := [place(step, accuracy) for step, accuracy in accuracies], fill=orange, width=2)
+    points = [place(e.step, e.validation_accuracy) for e in history.epochs if e.validation_accuracy is not None]
+    draw.line(points, fill=orange, width=2)
     for point in points:
         draw.circle(point, 3, fill=orange)
     draw.text((margin, 8), "training loss (nats)", fill=blue)

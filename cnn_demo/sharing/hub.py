@@ -1,7 +1,6 @@
-"""Checkpoints on the Hugging Face Hub: push, pull and list.
+"""Checkpoints on the Hugging Face Hub: push, pull and list. Only safetensors and JSON are downloaded, and checked.
 
-Every client gets an explicit token, the visitor's or False: None would mean the machine's own login, on a Space that of
-its owner. Only safetensors and JSON are downloaded, and checked before use.
+Every client gets an explicit token, the visitor's or False: None would mean this machine's login, a Space's owner's.
 """
 
 import re
@@ -39,7 +38,6 @@ SENTENCES: dict[object, str] = {  # by status or class; the client's own message
     401: "The Hub does not accept the sign-in; it may have expired. Sign in again.",
     402: "The Hub asks for a paid plan or credit for this.",
     403: "You may not write there. This app's sign-in allows writing only to repositories that it created.",
-    404: "The Hub does not have it.",
     409: "Another change to this repository is in progress.",
     412: "Someone else changed the repository in the meantime.",
     413: "The Hub refuses the files as too large.",
@@ -54,17 +52,16 @@ def machine_login() -> Token:
 
 def parse(text: str) -> tuple[str, str]:
     """Return (owner/name, revision) of `owner/name[@revision]`, `hf:...` or a link; raise InputError otherwise."""
-    rest, _, revision = re.sub(r"^(hf:|https?://[^/]+/)", "", text.strip()).strip("/").partition("@")
-    repo, _, tree = rest.partition("/tree/")
-    revision = revision or tree or "main"
+    rest = re.sub(r"^(hf:|https?://[^/]+/)", "", text.strip()).strip("/")
+    repo, _, revision = re.sub("/(tree|commit)/", "@", rest, count=1).partition("@")
+    revision = revision or "main"
     try:
         validate_repo_id(repo)
         if repo.count("/") != 1 or not re.fullmatch(r"\w[\w./-]{0,100}", revision) or ".." in revision:
             raise ValueError
     except ValueError as error:  # validate_repo_id raises one, too
-        raise InputError(
-            f"{text[:80]!r} is not a repository on the Hub; enter owner/name, owner/name@revision or its link."
-        ) from error
+        sentence = f"{text[:80]!r} is not a repository on the Hub; enter owner/name, owner/name@revision or its link."
+        raise InputError(sentence) from error
     return repo, revision
 
 
@@ -77,9 +74,9 @@ def writer(hub: str, token: Token) -> HfApi:
 
 
 def push(run: Run, hub: str, repo: str, token: Token, private: bool, report: Report) -> str:
-    """Save a run to the Hub as one commit with the tag run-<id>; return the address of the commit.
+    """Save a run to the Hub as one commit with the tag run-<id>; return its address. Raises InputError, HubError.
 
-    The repository is created if needed; unchanged files are not committed again. Raises InputError, HubError.
+    The repository is created if needed; unchanged files are not committed again.
     """
     repo, _ = parse(repo)
     api, tag, tagging = writer(hub, token), f"run-{run.id}", f"tagging {repo}"
@@ -108,10 +105,9 @@ def push(run: Run, hub: str, repo: str, token: Token, private: bool, report: Rep
 
 
 def pull(root: Path, hub: str, text: str, token: Token, owner: str = "") -> Run:
-    """Return a checkpoint on the Hub as a run folder in `root`; a commit that is there already is not downloaded again.
+    """Return a checkpoint on the Hub as a run folder in `root`, of `owner` (a secret), downloaded if it is not there.
 
-    Without a network the latest one pulled by that name and revision is used. `owner`: the secret of its owner here.
-    Raises InputError for a wrong name, CheckpointError if nothing in the repository is usable, HubError.
+    Without a network the latest one pulled by that name is used. Raises InputError, CheckpointError, HubError.
     """
     repo, revision = parse(text)
     api = HfApi(hub, token=token)
@@ -145,7 +141,7 @@ def pull(root: Path, hub: str, text: str, token: Token, owner: str = "") -> Run:
 def list_repositories(hub: str, user: str, token: Token) -> list[str]:
     """Return the names of a user's repositories made by this program; private ones only with that user's token."""
     find = partial(HfApi(hub, token=token).list_models, author=user, filter="cnn-demo", limit=100)
-    return [model.id for model in call_hub(lambda: list(find()), "listing your repositories")]
+    return call_hub(lambda: [model.id for model in find()], "listing your repositories")
 
 
 def call_hub(call: Callable[[], Result], what: str, is_transfer: bool = False, otherwise: str = UNCHANGED) -> Result:
@@ -166,8 +162,8 @@ def call_hub(call: Callable[[], Result], what: str, is_transfer: bool = False, o
     if not isinstance(error := outcome[0], Exception):
         return error
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None  # None: it was not reached
-    sentence = f"The Hub had an internal error (status {status})."
-    for cause in (status, *reversed(type(error).__mro__)):
-        sentence = SENTENCES.get(cause, sentence)
-    last = UNCHANGED if status and status < 500 else otherwise  # below 500 it was refused before it began
+    refused = status is not None and status < 500  # before it began
+    other = f"The Hub {'refused this' if refused else 'had an internal error'} (status {status})."
+    sentence = next((SENTENCES[cause] for cause in (*type(error).__mro__, status) if cause in SENTENCES), other)
+    last = UNCHANGED if refused else otherwise
     raise HubError(f"{sentence} ({what}) {last}", answered=status is not None) from None

@@ -25,20 +25,15 @@ def find_pulled(root: Path, repo: str, revision: str, owner: str) -> Run | None:
 
 
 def save_pulled(root: Path, files: Path, weights: Checkpoint, repo: str, revision: str, commit: str, owner: str) -> Run:
-    """Return a new run folder made from downloaded files: what this program knows of config.json, and valid events.
-
-    Raises CheckpointError if configuration and weights do not match, RunError or DiskError if it cannot be written.
-    """
+    """Return a new run folder of what is valid in downloaded files. Raises CheckpointError, RunError, DiskError."""
     try:
         config = configs.from_dict(json.loads((files / CONFIG).read_text())["recipe"])
         lines = (files / LOG).read_text().splitlines()
     except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
         raise CheckpointError(f"{CONFIG} of {repo} was not written by this program ({str(error)[:200]}).") from error
     if (weights.model, weights.classes) != (config.model, DATASETS[config.dataset].classes):
-        raise CheckpointError(
-            f"The weights of {repo} are a {weights.model} for {len(weights.classes)} classes, but its {CONFIG} "
-            f"describes a {config.model} for {config.dataset}."
-        )
+        found = f"The weights of {repo} are a {weights.model} for {len(weights.classes)} classes"
+        raise CheckpointError(f"{found}, but its {CONFIG} describes a {config.model} for {config.dataset}.")
     log: list[events.Event] = []
     for line in lines[:10_000]:  # an export of this program has a few thousand at most
         with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):

@@ -18,7 +18,7 @@ PATHS = ("app.py", "LICENSE", "README.md", "pyproject.toml", *REQUIREMENTS, "cnn
 
 
 def upload_space(hub: str, space: str, folder: Path, token: Token, report: Report, force: bool) -> str:
-    """Make a Space the same as a git checkout, in one commit; return its address. Its other files are deleted.
+    """Make a Space the same as a git checkout, in one commit, and delete its other files; return its address.
 
     Raises InputError if there is no git checkout, or (without `force`) the Space holds another program; HubError.
     """

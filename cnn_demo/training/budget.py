@@ -5,8 +5,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..errors import ConfigError
 from .config import RunConfig
 from .distributed import Group
+
+Stop = Callable[[], bool]  # tells whether a stop is requested
 
 
 class Stopped(Exception):
@@ -15,24 +18,22 @@ class Stopped(Exception):
 
 @dataclass
 class Budget:
-    """How long a run has taken, pauses left out, and how much of its budget is left. Times in seconds.
-
-    agreed_seconds: at first those before a continuation. evaluation_seconds: for one image, measured by the scorer.
-    timed_steps, training_seconds: since the start or the continuation, evaluation and saving left out.
-    """
+    """How long a run has taken, pauses left out, and how much of its budget is left. Times in seconds."""
 
     config: RunConfig
-    steps_per_epoch: int
+    train_pictures: int
     test_pictures: int
-    stop: Callable[[], bool]
+    stop: Stop
     group: Group
-    agreed_seconds: float
-    evaluation_seconds: float = 0.0
+    agreed_seconds: float  # at first those before a continuation
+    evaluation_seconds: float = 0.0  # of one image
     timed_steps: int = 0
-    training_seconds: float = 0.0
+    training_seconds: float = 0.0  # of these steps, evaluation and saving left out
+    steps_per_epoch: int = field(init=False)
     origin: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self.steps_per_epoch = count_steps(self.config, self.train_pictures)
         self.origin = time.monotonic() - self.agreed_seconds
 
     def seconds(self) -> float:
@@ -91,3 +92,15 @@ class Budget:
         validations = math.ceil(steps / self.steps_per_epoch)
         pictures = validations * self.config.held_out + self.test_pictures
         return steps * self.step_seconds() + pictures * self.evaluation_seconds
+
+
+def count_steps(config: RunConfig, pictures: int) -> int:
+    """Return the steps of an epoch over `pictures`. Raises ConfigError where these are too few for one."""
+    left = max(0, pictures - config.held_out)
+    if left < config.batch_size:
+        raise ConfigError(
+            "batch_size",
+            f"Batch size: {config.dataset} has {pictures:,} training images; with {config.held_out:,} held out, "
+            f"{left:,} are left, too few for a batch of {config.batch_size:,}.",
+        )
+    return left // config.batch_size

@@ -6,6 +6,7 @@ on the page and the text of the error. Standard library only: `--help` and a wro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shlex
@@ -31,7 +32,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> title of its butto
         },
     ),
 }
-GROUPS = {"budget": "Budget", "optimizer": "Optimizer", "images": "Images", "more": "More"}  # of the form
+GROUPS = {"budget": "Budget", "optimizer": "Optimizer", "images": "Images", "more": "More"}  # of the form; "": above
 # Labels of the form, by value.
 SCHEDULES = {"constant": "Constant", "cosine": "Cosine", "one_cycle": "One-cycle"}
 OPTIMIZERS = {"sgd": "SGD with momentum", "adamw": "AdamW", "muon": "Muon"}
@@ -39,30 +40,22 @@ SHIFT, CUTOUT = "flip_translate", "flip_translate_cutout"
 AUGMENTATIONS = {"none": "None", "flip": "Flip", SHIFT: "Flip and shift", CUTOUT: "Flip, shift and cutout"}
 PRECISIONS = {"auto": "Automatic", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 KINDS: dict[str, type] = {"str": str, "int": int, "float": float}
-HELD_OUT_HELP = (
-    f"training images held out to choose the best weights; 0 saves the last weights; if empty, "
-    f"{VALIDATION_PICTURES:,}, or as many as the starting checkpoint held out"
-)
+HELD_OUT_HELP = "training images held out to choose the best weights; 0 saves the last weights; if empty, "
+HELD_OUT_HELP += f"{VALIDATION_PICTURES:,}, or as many as the starting checkpoint held out"
 
 
 def setting(label: str, group: str, help_text: str, default: Any = dataclasses.MISSING, **limits: Any) -> Any:
-    """Return a dataclass field that carries its own documentation and limits.
-
-    group: one of GROUPS, "" for what stands above them. limits: `choices` (value -> label), or `low` and `high`, both
-    allowed.
-    """
-    return dataclasses.field(
-        default=default, metadata={"label": label, "group": group, "help": help_text, "choices": {}, **limits}
-    )
+    """Return a field with its help text and limits: `choices` (value -> label), or `low` and `high`, both allowed."""
+    metadata = {"label": label, "group": group, "help": help_text, "choices": {}, **limits}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """One training run, completely. Two configurations that differ in one field give runs that differ in that alone.
 
-    Raises:
-        ConfigError: a value has the wrong type, is not among the choices or out of range, or the budget is not
-            exactly one of `epochs` and `seconds`.
+    Raises ConfigError: a value is of another type, not among the choices or out of range, or the budget is not exactly
+    one of `epochs` and `seconds`.
     """
 
     model: str = setting("Network", "", "network to train", choices={name: n.title for name, n in NETWORKS.items()})
@@ -151,24 +144,14 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
             raise ConfigError(field.name, f"{label}: give a name or leave it out{given}.")
         return value
     low, high = field.metadata["low"], field.metadata["high"]
-    number = _number(kind, value)
-    if number is None or not low <= number <= high:
+    number = math.nan  # of what is neither a number nor its text
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+    if not low <= number <= high or (kind is int and number != int(number)):
         noun = "whole number" if kind is int else "number"
         raise ConfigError(field.name, f"{label}: enter a {noun} from {low:,} to {high:,}{given}.")
-    return number
-
-
-def _number(kind: type, value: Any) -> int | float | None:
-    """Return `value` (a number, or its text) as int or float; None where it is neither, or is not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    if not math.isfinite(number) or (kind is int and number != int(number)):
-        return None
-    return int(number) if kind is int else number
+    return kind(number)
 
 
 def from_dict(values: Any) -> RunConfig:
@@ -182,15 +165,10 @@ def from_dict(values: Any) -> RunConfig:
 
 
 def override(base: dict[str, Any], changes: dict[str, Any]) -> RunConfig:
-    """Return the RunConfig of `base` with `changes` on top, keeping the two rules a person expects.
-
-    A new budget replaces the old one of the other kind, and another optimizer brings its own usual learning rate.
-    Without a budget the run lasts 60 seconds.
-    """
-    values = dict(base)
+    """Return the RunConfig of `base` with `changes` on top; without a budget the run lasts 60 seconds."""
+    values = dict(base)  # a new budget replaces one of the other kind, another optimizer brings its own usual rate
     if "epochs" in changes or "seconds" in changes:
-        values.pop("epochs", None)
-        values.pop("seconds", None)
+        values |= {"epochs": None, "seconds": None}
     if "optimizer" in changes and "learning_rate" not in changes:
         values["learning_rate"] = LEARNING_RATES.get(changes["optimizer"], LEARNING_RATES["muon"])
     values.update(changes)
@@ -203,5 +181,4 @@ def preset(name: str, model: str) -> dict[str, Any]:
     """Return the fields that a preset sets for a model. Raises ConfigError for an unknown preset."""
     if name not in PRESETS:
         raise ConfigError("preset", f"Preset: choose {', '.join(PRESETS)}, not {name!r}.")
-    fields = PRESETS[name][1]
-    return {"model": model, **fields, **({"start_from": model} if name == "course" else {})}
+    return {"model": model, **PRESETS[name][1], **({"start_from": model} if name == "course" else {})}

@@ -1,7 +1,6 @@
-"""Several processes that train one run together: each takes its part of every batch.
+"""Several processes that train one run together (`torchrun -m cnn_demo train ...`): each takes its part of a batch.
 
-`torchrun --nproc-per-node N -m cnn_demo train ...` starts them. All make the same random choices and take the same
-decisions: what depends on time or on a person is decided by the first process, rank 0, which alone writes and tells.
+All make the same random choices; what depends on time or on a person is decided by rank 0, which alone writes.
 """
 
 import contextlib
@@ -49,10 +48,6 @@ class Group:
         dist.all_reduce(flat)
         for tensor, mean in zip(tensors, (flat / self.size).split([t.numel() for t in tensors]), strict=True):
             tensor.detach().copy_(mean.view(tensor.shape))
-
-    def average_gradients(self, network: nn.Module) -> None:
-        """Average the gradients: those of the whole batch, because each process has as many pictures."""
-        self.average([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
 
     def average_statistics(self, network: nn.Module) -> None:
         """Average BN's running statistics. While training, each process normalises by its own part of the batch."""

@@ -41,29 +41,24 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Event):
-    """Where the run is: at most one every 0.25 s, and before each checkpoint the rest.
+    """Where the run is: at most one every 0.25 s, and before each checkpoint the rest."""
 
-    `loss` is the mean over the steps since the last one, `loss_low` and `loss_high` its extremes there, and `logged`
-    the (step, loss) of every 100th step among them. Outside training they are empty. `share` is how much of the
-    budget is spent, `phase` one of training, validating, testing.
-    """
-
-    phase: str
+    phase: str  # training, validating or testing
     epoch: int
     step: int
-    share: float
+    share: float  # of the budget that is spent
     learning_rate: float = 0.0
     images_per_second: float = 0.0
     seconds_left: float | None = None
-    loss: float | None = None
+    loss: float | None = None  # mean over the steps since the last event
     loss_low: float | None = None
     loss_high: float | None = None
-    logged: tuple[tuple[int, float], ...] = ()
+    logged: tuple[tuple[int, float], ...] = ()  # (step, loss) of every 100th step among them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochDone(Event):
-    """An epoch (or the rest of a budget in seconds) was trained and, unless nothing is held out, validated."""
+    """An epoch (or the rest of a budget in seconds) was trained and, if images are held out, validated."""
 
     epoch: int
     step: int

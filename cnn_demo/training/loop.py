@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,18 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..networks.models import Network
 from ..networks.stages import count_parameters
 from ..pictures.augmentation import Augmentation
 from ..pictures.dataset import Dataset, normalise, split
 from . import optimizers
-from .budget import Budget, Stopped
+from .budget import Budget, Stop, Stopped
 from .config import RunConfig
 from .device import DTYPES, device_name, resolve_precision
 from .distributed import Group
 from .events import EpochDone, Event, Progress, RunFinished, RunStarted
-from .scoring import Calibration, Diverged, Evaluation, Score, Scorer
+from .scoring import Best, Diverged, Evaluation, Score, Scorer
 
 PROGRESS_SECONDS = 0.25
 SNAPSHOT_SECONDS = 30.0
@@ -42,22 +41,20 @@ def train(
     config: RunConfig,
     *,
     device: torch.device,
-    stop: Callable[[], bool],
+    stop: Stop,
     start: Snapshot | None = None,
     group: Group = ALONE,
 ) -> Iterator[Event | Snapshot | Evaluation]:
-    """Train `network` on `data` as `config` says; yield events, and a Snapshot whenever there is one to save.
+    """Train `network` in place on `data` as `config` says; yield events, and a Snapshot whenever there is one to save.
 
     A new run begins with the Snapshot before its first step; every run ends with RunFinished, a finished one with its
-    Evaluation before it. `stop` is read in every step, on a CPU at every layer too, so that it takes effect within
-    0.25 s at usual batch sizes (what the consumer does between two events comes on top). `start` continues a run,
-    bit for bit on a CPU. The network is changed in place; a finished run leaves the best weights in it. Nothing is
-    yielded inside no_grad or autocast. `group`: the processes that train it together; all get the same events.
-
-    Raises:
-        ConfigError: the data set has too few images for the configuration.
+    Evaluation before it and the best weights in the network. `stop` is read in every step, on a CPU at every layer, so
+    that it takes effect within 0.25 s at usual batch sizes. `start` continues a run, bit for bit on a CPU. `group`: the
+    processes that train it together; all get the same events. Raises ConfigError where the images are too few.
     """
-    loop = Loop(network, data, config, device, stop, start, group)
+    before = start.seconds if start else 0.0
+    budget = Budget(config, len(data.train_labels), len(data.test_labels), stop, group, before)
+    loop = Loop(network, data, device, budget, start)
     yield loop.started()
     try:
         try:
@@ -97,74 +94,51 @@ def train(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """All of a run between two steps. The tensors are the live ones: use them before asking for the next event.
-
-    validated_step: the step of the last validation. losses: the sum of the training losses since then. best: the
-    weights to save, None where they have not changed since the last snapshot; best_accuracy: None before the first
-    validation, when the best weights are the latest. scaler: of float16, else empty.
-    """
+    """All of a run between two steps. The tensors are the live ones: use them before asking for the next event."""
 
     step: int
-    validated_step: int
-    losses: float
+    validated_step: int  # of the last validation
+    losses: float  # the sum of the training losses since then
     seconds: float
-    scaler: dict[str, float]
-    best_step: int
-    best_accuracy: float | None
-    best_calibration: Calibration | None
+    scaler: dict[str, float]  # of float16, else empty
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    best: dict[str, Tensor] | None
+    best: Best
+    best_is_new: bool  # since the last snapshot
 
 
 class Loop:
     """The state between two steps, and what `train` does with it."""
 
     def __init__(
-        self,
-        network: Network,
-        data: Dataset,
-        config: RunConfig,
-        device: torch.device,
-        stop: Callable[[], bool],
-        start: Snapshot | None,
-        group: Group,
+        self, network: Network, data: Dataset, device: torch.device, budget: Budget, start: Snapshot | None
     ) -> None:
+        config, group = budget.config, budget.group
         self.config, self.device, self.group = config, device, group
+        self.budget, self.steps_per_epoch = budget, budget.steps_per_epoch
         self.precision = resolve_precision(config.precision, device)
         self.autocast = torch.autocast(device.type, DTYPES[self.precision], enabled=self.precision != "float32")
         self.network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.data = data.to(device)
         self.train_index, validation_index = (i.to(device) for i in split(data.train_labels, config.held_out))
-        self.steps_per_epoch = count_steps(config, len(data.train_labels))
         self.optimizers = optimizers.build(network, config, DTYPES[self.precision])
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "float16")  # type: ignore[attr-defined]
-        before, tests = start.seconds if start else 0.0, len(data.test_labels)
-        self.budget = Budget(config, self.steps_per_epoch, tests, stop, group, before)
-        self.scorer = Scorer(self.network, self.data, validation_index, self.autocast, self.budget)
-        self.step = self.validated_step = 0
-        self.losses = 0.0
-        if start is not None:
-            self._restore(start)
+        best = start.best if start else Best(step=0, weights=network.state_dict())
+        self.scorer = Scorer(self.network, self.data, validation_index, self.autocast, budget, best)
+        self.saved_best = start.best if start else None
+        self.step, self.validated_step, self.losses = 0, 0, 0.0
+        if start:
+            self.step, self.validated_step, self.losses = start.step, start.validated_step, start.losses
+            network.load_state_dict(start.weights)
+            optimizers.load_state_tensors(network, self.optimizers, start.optimizer)
+            if start.scaler:
+                self.scaler.load_state_dict(start.scaler)
         self.part = group.part(config.batch_size)
         self.augmentation: Augmentation | None = None
         self.on_device: list[Tensor] = []  # losses that are not on the CPU yet
         self.unreported: list[float] = []  # losses that no Progress has carried yet
         self.unreported_seconds = 0.0  # what their steps took
         self.mark = self.reported = self.saved = self.budget.seconds()
-
-    def _restore(self, start: Snapshot) -> None:
-        """Take over the state of a snapshot."""
-        self.step, self.validated_step, self.losses = start.step, start.validated_step, start.losses
-        scorer = self.scorer
-        scorer.best_step, scorer.best_accuracy, scorer.best = start.best_step, start.best_accuracy, start.best
-        scorer.best_calibration = start.best_calibration
-        self.network.load_state_dict(start.weights)
-        optimizers.load_state_tensors(self.network, self.optimizers, start.optimizer)
-        if start.scaler:
-            self.scaler.load_state_dict(start.scaler)
-
-    # --- one step ---
 
     def take_step(self) -> None:
         """Take one step; its loss stays on the device."""
@@ -186,7 +160,7 @@ class Loop:
             for buffer, before in zip(self.network.buffers(), buffers, strict=True):
                 buffer.copy_(before)
             raise
-        self.group.average_gradients(self.network)
+        self.group.average([p.grad for p in self.network.parameters() if p.grad is not None])
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
             optimizer.zero_grad()
@@ -226,10 +200,7 @@ class Loop:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Read `stop` at every convolution and linear layer, forward and backward, where a step takes long (CPU).
-
-        Not with several processes: they must stop at the same point, between two steps.
-        """
+        """Read `stop` at every layer, forward and backward, where a step takes long: on a CPU."""
 
         def check(*_: object) -> None:
             if self.budget.stop():
@@ -241,15 +212,13 @@ class Loop:
                 output.register_hook(check)
 
         layers = [m for m in self.network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        alone_on_cpu = self.device.type == "cpu" and self.group.size == 1
+        alone_on_cpu = self.device.type == "cpu" and self.group.size == 1  # several processes stop between two steps
         handles = [layer.register_forward_hook(hook) for layer in layers if alone_on_cpu]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-
-    # --- events and snapshots ---
 
     def started(self) -> RunStarted:
         """Return the first event."""
@@ -266,11 +235,11 @@ class Loop:
         )
 
     def epoch(self) -> int:
-        """Return the number of the current epoch, the first is 1."""
+        """Return the number of the current epoch, from 1."""
         return max(1, math.ceil(self.step / self.steps_per_epoch))
 
     def progress(self, phase: str) -> Progress:
-        """Return where the run is, with the losses of the steps since the last time."""
+        """Return where the run is, with the losses since the last time."""
         self.collect_losses()
         values, seconds = self.unreported, self.unreported_seconds
         self.unreported, self.unreported_seconds = [], 0.0
@@ -311,7 +280,7 @@ class Loop:
         """Validate, keep the weights if they are the best so far, and yield EpochDone."""
         self.collect_losses()
         self.group.average_statistics(self.network)
-        steps = self.step - self.validated_step
+        steps, before = self.step - self.validated_step, self.scorer.best
         score = yield from self.progress_during("validating", self.scorer.validate(self.step, last))
         yield EpochDone(
             seconds=self.budget.seconds(),
@@ -320,7 +289,7 @@ class Loop:
             train_loss=self.losses / steps,
             validation_loss=score.loss if score else None,
             validation_accuracy=score.accuracy if score else None,
-            best=self.scorer.best_is_new,
+            best=self.scorer.best is not before,
         )
         self.validated_step, self.losses = self.step, 0.0
 
@@ -328,11 +297,10 @@ class Loop:
         """Return the run as it is now."""
         self.collect_losses()
         self.group.average_statistics(self.network)
-        scorer, weights = self.scorer, self.network.state_dict()
-        best = scorer.best if scorer.best_is_new else None
-        if scorer.best_accuracy is None:
-            scorer.best_step, best = self.step, weights
-        scorer.best_is_new = False
+        weights, before = self.network.state_dict(), self.saved_best
+        if self.scorer.best.accuracy is None:
+            self.scorer.best = Best(step=self.step, weights=weights)
+        self.saved_best = best = self.scorer.best
         self.saved = self.budget.seconds()
         return Snapshot(
             step=self.step,
@@ -340,12 +308,10 @@ class Loop:
             losses=self.losses,
             seconds=self.saved,
             scaler=self.scaler.state_dict(),
-            best_step=scorer.best_step,
-            best_accuracy=scorer.best_accuracy,
-            best_calibration=scorer.best_calibration,
             weights=weights,
             optimizer=optimizers.state_tensors(self.network, self.optimizers),
             best=best,
+            best_is_new=best is not before,
         )
 
     def finished(self, reason: str, message: str, test: Score | None = None) -> RunFinished:
@@ -357,21 +323,9 @@ class Loop:
             epochs=self.step // self.steps_per_epoch,
             step=self.step,
             images_per_second=self.config.batch_size / rate if (rate := self.budget.step_seconds()) else 0.0,
-            best_step=self.scorer.best_step,
-            validation_accuracy=self.scorer.best_accuracy,
+            best_step=self.scorer.best.step,
+            validation_accuracy=self.scorer.best.accuracy,
             test_loss=test.loss if test else None,
             test_accuracy=test.accuracy if test else None,
             test_pictures=len(test.logits) if test else 0,
         )
-
-
-def count_steps(config: RunConfig, pictures: int) -> int:
-    """Return the steps of an epoch over `pictures`. Raises ConfigError where these are too few for one."""
-    left = max(0, pictures - config.held_out)
-    if left < config.batch_size:
-        raise ConfigError(
-            "batch_size",
-            f"Batch size: {config.dataset} has {pictures:,} training images; with {config.held_out:,} held out, "
-            f"{left:,} are left, too few for a batch of {config.batch_size:,}.",
-        )
-    return left // config.batch_size

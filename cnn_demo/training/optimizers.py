@@ -49,10 +49,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return for each of `B,m,n` about the nearest matrix whose singular values are all 1.
+    """Return for each of `B,m,n` the nearest matrix with singular values of 1, nearly (0.7 to 1.2).
 
-    Three Newton-Schulz iterations with the quintic of Jordan et al. (as above); the values end within 0.7 to 1.2.
-    dtype: of the products.
+    Three Newton-Schulz iterations with the quintic of Jordan et al. (as above), in products of `dtype`.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -64,13 +63,9 @@ def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def build(network: nn.Module, config: RunConfig, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that together move every parameter; each group keeps its peak rate under "peak".
-
-    Biases and BN are never decayed.
-    """
-    parameters = list(network.parameters())
+    """Return the optimizers of all parameters; each group keeps its peak rate under "peak". Only matrices decay."""
+    parameters, rate = list(network.parameters()), config.learning_rate
     optimizers: list[torch.optim.Optimizer] = []
-    rate = config.learning_rate
     if config.optimizer == "muon":
         optimizers.append(Muon([p for p in parameters if p.dim() == 4], rate, dtype))
         parameters = [p for p in parameters if p.dim() != 4]
@@ -90,15 +85,12 @@ def build(network: nn.Module, config: RunConfig, dtype: torch.dtype) -> list[tor
 
 
 def schedule(name: str, share: float) -> float:
-    """Return the learning rate as a part of its peak, when `share` (0 to 1) of the budget is spent.
-
-    one_cycle: linear from 0.1 up over the first fifth, then linear to 0 (Smith and Topin 2017, arXiv 1708.07120).
-    """
+    """Return the learning rate as a part of its peak, when `share` (0 to 1) of the budget is spent."""
     if name == "constant":
         return 1.0
     if name == "cosine":
         return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-    warm_up = 0.2
+    warm_up = 0.2  # one_cycle: linear, from 0.1 up and then to 0 (Smith and Topin 2017, arXiv 1708.07120)
     if share < warm_up:
         return 0.1 + 0.9 * share / warm_up
     return max(0.0, (1 - share) / (1 - warm_up))

@@ -23,6 +23,10 @@ from .budget import Budget, Stopped
 EVALUATION_BATCH = 500
 BINS = 15  # of the calibration error
 MISTAKES = 12
+EVALUATION: dict[str, Any] = {  # the form of what the page and the card show of it: texts, numbers, lists
+    **{name: 0.0 for name in ("pictures", "accuracy", "validation_pictures", "temperature", "ece_before", "ece_after")},
+    **{"classes": [""], "confusion": [[0.0]], "mistakes": [{"label": "", "answer": "", "score": 0.0, "png": ""}]},
+}
 
 
 class Diverged(Exception):
@@ -31,11 +35,10 @@ class Diverged(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """What the validation images say of a network's scores.
+    """What the validation images say of the weights' scores: the logits divided by `temperature` are calibrated.
 
-    temperature: divide the logits by it and the scores are calibrated. limits: the energy (-logsumexp of the logits)
-    that 95 % of the images stay below, and the top score that 95 % reach: beyond them a picture is unusual, an answer
-    unsure, for these weights (energy: arXiv 2010.03759).
+    limits: the energy (-logsumexp of the logits, arXiv 2010.03759) that 95 % of the images stay below, and the top
+    score that 95 % reach: beyond them a picture is unusual, an answer unsure.
     """
 
     temperature: float
@@ -52,27 +55,29 @@ class Score:
 
 
 class Evaluation(dict[str, Any]):
-    """The test at a run's end, as `evaluation_of` returns it."""
+    """The test at a run's end; see `evaluation_of`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Best:
+    """The weights to keep, and what their validation found; before the first one these are the latest weights."""
+
+    step: int
+    weights: dict[str, Tensor]
+    accuracy: float | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass
 class Scorer:
-    """Validation and test of one run, and the best weights so far.
-
-    best_accuracy: None before the first validation. best: the weights with it, on the device. best_is_new: whether
-    they changed since the last snapshot.
-    """
+    """Validation and test of one run, and the best weights so far."""
 
     network: nn.Module
     data: Dataset
     validation_index: Tensor
     autocast: AbstractContextManager[None]
     budget: Budget
-    best_step: int = 0
-    best_accuracy: float | None = None
-    best_calibration: Calibration | None = None
-    best: dict[str, Tensor] | None = None
-    best_is_new: bool = False
+    best: Best
 
     def __post_init__(self) -> None:
         device = self.data.test_labels.device
@@ -91,28 +96,26 @@ class Scorer:
         self.network.train()
 
     def validate(self, step: int, last: bool) -> Generator[None, None, Score | None]:
-        """Validate and keep the weights if they are the best; yield after each batch.
-
-        Returns None where nothing is held out, or where one before the last would take over a third of the time left.
-        """
+        """Validate, if images are held out, and keep the weights if they are the best; yield after each batch."""
         index, budget = self.validation_index, self.budget
+        # one before the last may take a third of the time left
         too_long = 3 * len(index) * budget.evaluation_seconds >= budget.training_limit() - budget.seconds()
         if not len(index) or (too_long and not last):
             return None
         deadline = budget.deadline(len(index)) if last else math.inf
         pictures, labels = self.data.train_pictures, self.data.train_labels
         score = yield from self.evaluate(pictures, labels, index, deadline)
-        if self.best_accuracy is None or score.accuracy >= self.best_accuracy:
-            self.best_step, self.best_accuracy, self.best_is_new = step, score.accuracy, True
-            self.best_calibration = calibrate(score.logits, labels[index].cpu()[: len(score.logits)])
-            self.best = _cloned(self.network)
+        if self.best.accuracy is None or score.accuracy >= self.best.accuracy:
+            calibration = calibrate(score.logits, labels[index].cpu()[: len(score.logits)])
+            weights = _cloned(self.network)
+            self.best = Best(step=step, weights=weights, accuracy=score.accuracy, calibration=calibration)
         return score
 
     def test(self, step: int) -> Generator[None, None, tuple[Score, Evaluation]]:
         """Test the best weights, which stay in the network; yield after each batch."""
         data, latest = self.data, _cloned(self.network)
-        if self.best is not None and self.best_step != step:
-            self.network.load_state_dict(self.best)
+        if self.best.step != step:
+            self.network.load_state_dict(self.best.weights)
         index = torch.arange(len(data.test_labels), device=data.test_labels.device)
         deadline = max(self.budget.config.seconds or math.inf, self.budget.deadline(len(index)))
         try:
@@ -120,16 +123,13 @@ class Scorer:
         except Stopped:  # what is saved now must be the run, not its best weights
             self.network.load_state_dict(latest)
             raise
-        held_out = len(self.validation_index) if self.best_calibration else 0
-        return score, Evaluation(evaluation_of(data, score.logits, self.best_calibration, held_out))
+        held_out = len(self.validation_index) if self.best.calibration else 0
+        return score, Evaluation(evaluation_of(data, score.logits, self.best.calibration, held_out))
 
     def evaluate(
         self, pictures: Tensor, labels: Tensor, index: Tensor, deadline: float
     ) -> Generator[None, None, Score]:
-        """Yield after each batch of the images of `index`; return the Score of those done by the deadline.
-
-        Raises Diverged where the loss is not a finite number.
-        """
+        """Yield after each batch of the images of `index`; return the Score of those done in time. Raises Diverged."""
         found: list[Tensor] = []
         self.network.eval()
         try:
@@ -166,8 +166,7 @@ def calibrate(logits: Tensor, labels: Tensor) -> Calibration:
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """Return the divisor of the logits `N,classes` under which the labels are likeliest, 0.25 to 4, to within 1 %.
 
-    The loss has one minimum over the temperature (Guo et al. 2017, arXiv 1706.04599), so a grid is refined around its
-    best point.
+    The loss has one minimum over it (Guo et al. 2017, arXiv 1706.04599), so a grid is refined around its best point.
     """
     low, high = 0.25, 4.0
     for _ in range(3):
@@ -201,10 +200,9 @@ def evaluation_of(
     """Return the evaluation of weights by their logits `N,classes` of the first N test images, as JSON-ready values.
 
     Accuracies, scores and errors 0 to 1, loss in nats. accuracy: one view; accuracy_flip: logits of an image and its
-    horizontal flip averaged, None where that was not measured. temperature, limits: see Calibration, from `held_out`
-    validation images. ece_before, ece_after: calibration error before and after dividing by the temperature;
-    reliability: the bins after. confusion: a row for each true class. mistakes: the wrong answers with the highest
-    scores, their images as PNG in base64.
+    horizontal flip averaged, if measured. temperature, limits: see Calibration, from `held_out` validation images.
+    ece_before, ece_after: calibration error before and after dividing by the temperature; reliability: the bins after.
+    confusion: a row for each true class. mistakes: the highest scores of wrong answers, images as PNG in base64.
     """
     temperature = calibration.temperature if calibration else 1.0
     labels = data.test_labels.cpu()[: len(logits)]
@@ -240,6 +238,24 @@ def evaluation_of(
             for index in worst
         ],
     }
+
+
+def is_evaluation(value: Any) -> bool:
+    """Tell whether a JSON value, such as a file that was changed by hand, can be shown as an evaluation."""
+    if not _has_form(value, EVALUATION) or not _has_form(value.get("accuracy_flip") or 0.0, 0.0):
+        return False
+    rows, bins = value["confusion"], value.get("reliability") or []
+    if not _has_form(bins, [[0.0]]):
+        return False
+    return {len(row) for row in (rows, *rows)} == {len(value["classes"])} and {len(row) for row in bins} <= {3}
+
+
+def _has_form(value: Any, form: Any) -> bool:
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(_has_form(value.get(name), part) for name, part in form.items())
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_has_form(item, form[0]) for item in value)
+    return isinstance(value, str) if form == "" else type(value) in (int, float) and math.isfinite(value)
 
 
 def _cloned(network: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,5 @@
 """What programs may call, over HTTP (gradio_client) and as MCP tools: five endpoints; everything else is private."""
 
-from __future__ import annotations
-
 import dataclasses
 import secrets
 from pathlib import Path
@@ -15,8 +13,8 @@ from ..networks import stages as sizes
 from ..pictures import photo
 from ..runs.service import Service
 from ..training import config as configs
-from .classify import as_file
-from .events import sentences
+from .classify import picture_file
+from .events import CLASSIFY, sentences
 
 
 def build(service: Service, classifier: Classifier) -> None:
@@ -29,8 +27,7 @@ def build(service: Service, classifier: Classifier) -> None:
             model: vgg16, resnet50 or resnet50_full.
             recipe: settings that differ from the defaults, for example {"seconds": 60} or {"epochs": 5,
                 "optimizer": "sgd", "learning_rate": 0.1}. Without a budget the run trains for 60 seconds.
-            owner: a secret text of your own, needed to stop the run. One active run per owner. If empty, the answer
-                holds a new one.
+            owner: a secret text of yours, needed to stop the run; one active run each. If empty, you get a new one.
 
         Returns:
             {"run": id of the run}, and "owner" if you gave none.
@@ -58,14 +55,11 @@ def build(service: Service, classifier: Classifier) -> None:
             return service.watch(run, after, owner)
 
     def stop_run(run: str, owner: str) -> dict[str, Any]:
-        """Stop a run and keep its best weights; a waiting run leaves the queue.
+        """Stop a run, keep its best weights and return {"state": its state now}; a waiting run leaves the queue.
 
         Args:
             run: id of the run.
             owner: the secret given to start_run.
-
-        Returns:
-            {"state": the state of the run now}.
         """
         with sentences():
             service.stop(run, owner)
@@ -86,7 +80,7 @@ def build(service: Service, classifier: Classifier) -> None:
             raise gr.Error("Give a picture.", print_exception=False)
         with sentences(picture):
             pixels = photo.to_input(photo.crop(photo.read_picture(Path(picture))))
-            found, answer = classifier.answer(checkpoint, pixels)
+            found, answer = classifier.answer(checkpoint or "", pixels)
             return {"checkpoint": found.name, "model": found.model, **dataclasses.asdict(answer)}
 
     def stages(model: str, input_size: int = 32) -> dict[str, Any]:
@@ -104,14 +98,5 @@ def build(service: Service, classifier: Classifier) -> None:
 
     for function in (start_run, run_status, stop_run, stages):
         api(function, queue=False)
-    picture = gr.Image(type="filepath", image_mode=None, visible=False)
-    as_file(picture)
-    checkpoint = gr.Textbox("resnet50", visible=False)
-    gr.Button(visible=False).click(
-        classify,
-        [picture, checkpoint],
-        gr.JSON(visible=False),
-        api_name="classify",
-        concurrency_limit=4,
-        concurrency_id="classify",
-    )
+    inputs = [picture_file(visible=False), gr.Textbox("resnet50", visible=False)]
+    gr.Button(visible=False).click(classify, inputs, gr.JSON(visible=False), api_name="classify", **CLASSIFY)

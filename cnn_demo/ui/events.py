@@ -1,9 +1,8 @@
-"""What all tabs share: who the visitor is, how Gradio runs a handler, and errors as sentences."""
-
-from __future__ import annotations
+"""What the tabs share: who the visitor is, how Gradio runs a handler, errors as sentences, the list of checkpoints."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from html import escape
 from typing import Any
 
@@ -11,9 +10,8 @@ import gradio as gr
 
 from ..answers.inference import percent
 from ..errors import CnnDemoError
-from ..runs import checkpoints
-from ..runs import folder as runs
-from ..runs.files import WEIGHTS
+from ..runs.checkpoints import checkpoint_names
+from ..runs.folder import Run
 from ..runs.service import Service
 
 ADD_OWNER = "(...values) => [cnnDemo.owner(), ...values.slice(1)]"  # the first input becomes the visitor's secret
@@ -22,49 +20,43 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden
 UNQUEUED = PRIVATE | {"queue": False, "trigger_mode": "always_last"}
 # For transfers, which may take minutes while a whole class saves; Gradio shows their progress.
 TRANSFER: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 8}
+# For what opens a picture, on the page and over the API: a large photo takes much memory for a moment.
+CLASSIFY: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "classify"}
 
 
 @contextlib.contextmanager
-def sentences(path: str = "") -> Iterator[None]:
-    """Turn our errors into those that Gradio shows or sends as a sentence; a server's `path` is left out of it."""
+def sentences(file: str = "") -> Iterator[None]:
+    """Turn our errors into those that Gradio shows or sends as a sentence; `file` as for `sentence`."""
     try:
         yield
     except CnnDemoError as error:
-        text = str(error).replace(path, "This file") if path else str(error)
-        raise gr.Error(text, print_exception=False) from error
+        raise gr.Error(sentence(error, file), print_exception=False) from error
+    except (AttributeError, TypeError, ValueError) as error:  # a program sends what it likes
+        raise gr.Error("An argument has the wrong type; see what is expected.") from error
 
 
-def failed(sentence: str) -> str:
-    """Return what went wrong, as HTML."""
-    return f"<p class='wrong' role='alert'>{escape(sentence)}</p>"
+def sentence(error: CnnDemoError, file: str) -> str:
+    """Return the text of an error without the place of a visitor's `file` on this server, whole or cut off."""
+    text = str(error)
+    return text.replace(file, "This file").replace(file[:200], "This file") if file else text
 
 
-def answer_or_error(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what `ask` returns, or the sentence of its error under "error"."""
-    try:
-        return ask()
-    except CnnDemoError as error:
-        return {"error": str(error)}
-
-
-def text_field(asked: dict[str, Any], name: str) -> str:
-    """Return a field of what a browser sent, as text."""
-    return str(asked.get(name) or "")
+def failed(error: Exception | str) -> str:
+    """Return what went wrong, as HTML; what has no sentence of ours is only in the server's log."""
+    if isinstance(error, Exception) and not isinstance(error, CnnDemoError):
+        logging.getLogger(__name__).error("A handler failed", exc_info=error)
+        error = "Something failed on our side; the details are in the server log."
+    return f"<p class='wrong' role='alert'>{escape(str(error))}</p>"
 
 
 def checkpoint_choices(service: Service, owner: str, also: str = "") -> list[tuple[str, str]]:
-    """Return (text, name) of the checkpoints that `owner` may use, accuracy first, and of `also`.
-
-    `also` may be someone else's run that is watched by link.
-    """
-    lines = {line["run"]: line for line in service.listing(owner)}
+    """Return (text, name) of the checkpoints that `owner` may use and of `also`, which may be a run watched by link."""
+    lines, names = {line["run"]: line for line in service.listing(owner)}, checkpoint_names(service.root)
     found = []
-    for name in checkpoints.checkpoint_names(service.root):
-        if line := lines.get(name):
-            measured = [(line[f"{kind}_accuracy"], kind) for kind in ("test", "validation")]
-            best = next((f"{percent(accuracy)} {kind}" for accuracy, kind in measured if accuracy), line["state"])
-            found.append((f"{best} · {line['title']}", name))
-    if also and also not in lines and checkpoints.NAME.fullmatch(also):
-        run = runs.Run(service.root / also)
-        found += [(run.title, also)] if run.has(WEIGHTS) else []
+    for line in (lines[name] for name in names if name in lines):
+        measured = {kind: line[f"{kind}_accuracy"] for kind in ("test", "validation")}
+        texts = [f"{percent(accuracy)} {kind}" for kind, accuracy in measured.items() if accuracy is not None]
+        found.append((f"{[*texts, line['state']][0]} · {line['title']}", line["run"]))
+    if also in names and also not in lines:
+        found.append((Run(service.root / also).title, also))
     return found

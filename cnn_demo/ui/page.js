@@ -25,7 +25,10 @@ window.cnnDemo = (() => {
 
   function remember(run) {
     store("cnn-demo-run", run);
-    history.replaceState(null, "", run ? `?run=${encodeURIComponent(run)}` : location.pathname);
+    const asked = new URLSearchParams(location.search);
+    const kept = [...asked].filter(([name]) => name.startsWith("__")); // Gradio's own, such as __theme
+    const query = String(new URLSearchParams(run ? [["run", run], ...kept] : kept));
+    history.replaceState(null, "", query ? `?${query}` : location.pathname);
   }
 
   // Returns an element; attributes that start with "on" are listeners.
@@ -78,10 +81,10 @@ window.cnnDemo = (() => {
     node.replaceChildren(...build().filter(Boolean));
   }
 
-  // Like inference.percent: never "100 %" below 99.95 %.
+  // Like inference.percent: never "100 %" below 99.95 %. The space does not break.
   function percent(share) {
-    if (share >= 0.9995) return "100 %";
-    return share < 0.001 ? "<0.1 %" : `${Math.min(share * 100, 99.9).toFixed(1)} %`;
+    if (share >= 0.9995) return "100\u00a0%";
+    return share < 0.001 ? "<0.1\u00a0%" : `${Math.min(share * 100, 99.9).toFixed(1)}\u00a0%`;
   }
 
   const count = (number) => number.toLocaleString("en");

@@ -18,7 +18,7 @@ cnnDemo.runList = (rows, { others, choose, show }) => {
   return rows.map((run) => {
     const chosen = others.includes(run.run);
     const check = make("input", {
-      type: "checkbox", checked: chosen, disabled: !chosen && others.length > 2,
+      type: "checkbox", checked: chosen, disabled: !chosen && others.length > 2, "data-run": run.run,
       onchange: (event) => choose(run.run, event.target.checked),
     });
     const label = make("label", {}, check, make("span", {}, cnnDemo.runLine(run), " ", make("code", {}, run.run)));
@@ -26,18 +26,22 @@ cnnDemo.runList = (rows, { others, choose, show }) => {
   });
 };
 
-// runs: [[id, record]], two or more; labels: name -> label of a setting. Shows what differs, and the results.
-cnnDemo.comparisonTable = (runs, labels) => {
+// runs: [[id, record]], two or more; fields: name -> label and choices (value -> label) of a setting, as in the form.
+// Shows what differs, and the results.
+cnnDemo.comparisonTable = (runs, fields) => {
   const { make } = cnnDemo;
   const records = runs.map(([, record]) => record);
   const row = (title, cells) =>
     make("tr", {}, make("th", { scope: "row" }, title), ...cells.map((cell) => make("td", {}, cell)));
   const heads = records.map((record, index) =>
     make("th", { scope: "col" }, make("span", { class: `dot run-${index + 1}` }), record.title));
-  const value = (record, name) => String(record.config[name] ?? "");
+  const value = (record, name) => {
+    const chosen = record.config[name] ?? "";
+    return String(fields[name]?.choices[chosen] ?? chosen);
+  };
   const differs = (name) => new Set(records.map((record) => value(record, name))).size > 1;
   const settings = Object.keys(records[0].config).filter(differs).map((name) =>
-    row(labels[name] || name, records.map((record) => value(record, name))));
+    row(fields[name]?.label || name, records.map((record) => value(record, name))));
   if (!settings.length) settings.push(row("settings", records.map(() => "the same")));
   const found = records.map(cnnDemo.results);
   const results = Object.entries(cnnDemo.RESULTS).map(([key, title]) => row(title, found.map((one) => one[key])));

@@ -2,7 +2,7 @@
 
 // What a result is called, in the card and in the comparison.
 cnnDemo.RESULTS = {
-  state: "ended",
+  state: "state",
   test: "test accuracy",
   validation: "validation accuracy",
   steps: "steps",
@@ -57,10 +57,9 @@ cnnDemo.actionButtons = (run, record, { isExample, replaying, confirming, action
   const ended = cnnDemo.hasEnded(record);
   const link = () => `${location.origin}${location.pathname}?run=${run}`;
   const mayStop = mine && !ended && state !== "stopping";
-  const mayContinue = mine && !record.source.repo && cnnDemo.CAN_CONTINUE.includes(state);
   return [
     mayStop && button(state === "queued" ? "Leave the queue" : "Stop and keep the best", actions.stop, "stop"),
-    mayContinue && button("Continue", actions.resume, "main"),
+    cnnDemo.mayContinue(record) && button("Continue", actions.resume, "main"),
     saved && button("Classify a picture", actions.use, state === "finished" ? "main" : ""),
     saved && ended && (mine || !record.owned) && button("Save or download", actions.save),
     ended && record.points.length > 2 && button(replaying ? "Show the full run" : "Replay", actions.replay),
@@ -71,14 +70,20 @@ cnnDemo.actionButtons = (run, record, { isExample, replaying, confirming, action
   ];
 };
 
-cnnDemo.nextStep = (record) =>
-  ({
-    finished: `Next: ${record.saved ? "classify a picture, or " : ""}change one setting and compare.`,
-    stopped: "Next: press Continue, or classify with the weights so far.",
+// Whether the visitor may continue a run: their own, trained here, that stopped before its end.
+cnnDemo.mayContinue = (record) =>
+  record.mine && !record.source.repo && cnnDemo.CAN_CONTINUE.includes(record.state);
+
+cnnDemo.nextStep = (record) => {
+  const saved = record.saved;
+  if (cnnDemo.CAN_CONTINUE.includes(record.state) && !cnnDemo.mayContinue(record)) return "";
+  return {
+    finished: `Next: ${saved ? "classify a picture, or " : ""}change one setting and compare.`,
+    stopped: `Next: press Continue${saved ? ", or classify with the weights so far" : ""}.`,
     failed: "Next: fix the problem above, then press Continue.",
-    diverged: "Next: start again with a lower learning rate. The last saved weights are kept.",
-    interrupted: "Next: press Continue to resume from the last checkpoint.",
-  })[record.state];
+    diverged: `Next: start again with a lower learning rate.${saved ? " The last saved weights are kept." : ""}`,
+  }[record.state];
+};
 
 // The result of a run that has ended.
 cnnDemo.cardNodes = (run, record) => {

@@ -93,7 +93,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     });
     const badge = isExample ? "example" : record.state;
     const key = editing ? [run, "editing"] : [run, badge, record.title, record.mine];
-    const about = `${props.datasets[record.config.dataset]} · ${cnnDemo.origin(record, isExample)}`;
+    const about = `${props.fields.dataset.choices[record.config.dataset]} · ${cnnDemo.origin(record, isExample)}`;
     rebuild(part.head, key.join(), () => [
       make("span", { class: `badge ${record.state}` }, badge),
       ...cnnDemo.titleNodes(record, { editing, edit, rename }),
@@ -127,7 +127,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     if (atEnd) pre.scrollTop = pre.scrollHeight;
   }
 
-  // Asks for the evaluation once, when it is opened.
+  // Asks for the evaluation once, when it is opened; again where that failed.
   function drawEvaluation(run, record) {
     part.evaluation.hidden = !hasEnded(record) || !record.saved;
     rebuild(part.evaluation, [run, record.evaluated, record.end?.seq].join(), () => {
@@ -138,10 +138,12 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
 
   part.evaluation.addEventListener("toggle", async () => {
     const content = part.evaluation.querySelector("div");
-    if (!part.evaluation.open || !content || content.childNodes.length) return;
-    const answer = await state.evaluation(state.shown);
-    content.innerHTML = answer.html || ""; // every text in it was escaped by evaluation.py
-    if (answer.error) content.append(make("p", { class: "wrong" }, answer.error));
+    const isFilled = content?.childNodes.length && !content.querySelector(".wrong");
+    if (!part.evaluation.open || !content || isFilled) return;
+    const run = state.shown;
+    const answer = await state.evaluation(run);
+    const nodes = answer.error ? [make("p", { class: "wrong" }, answer.error)] : cnnDemo.evaluation(run, answer.found);
+    content.replaceChildren(...nodes);
   });
 
   // --- comparison and charts ---
@@ -153,8 +155,10 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     const { runs = [] } = await state.list();
     const rows = runs.filter((run) => run.run !== state.shown).slice(0, 30);
     const choose = (id, wanted) => (state.overlay(id, wanted), listRuns());
-    part.compare.querySelector(".run-list").replaceChildren(
-      ...cnnDemo.runList(rows, { others: state.others, choose, show: attach }));
+    const list = part.compare.querySelector(".run-list");
+    const focus = document.activeElement?.dataset.run;
+    list.replaceChildren(...cnnDemo.runList(rows, { others: state.others, choose, show: attach }));
+    if (focus) list.querySelector(`[data-run="${focus}"]`)?.focus();
   }
 
   part.compare.addEventListener("toggle", () => part.compare.open && listRuns());
@@ -162,7 +166,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
   function drawTable() {
     const runs = chosenRuns();
     const key = runs.map(([id, record]) => [id, record.state, record.title, record.epochs.length].join()).join(";");
-    rebuild(part.table, key, () => (runs.length > 1 ? [cnnDemo.comparisonTable(runs, props.labels)] : []));
+    rebuild(part.table, key, () => (runs.length > 1 ? [cnnDemo.comparisonTable(runs, props.fields)] : []));
   }
 
   const drawChart = () => charts.draw(chosenRuns(), replayed, part.summary.textContent);

@@ -1,24 +1,18 @@
-"""The view of a run: its state, buttons, live charts, log, evaluation and comparison, drawn in place by run_view.js.
-
-The browser asks `watch` once a second while it is visible. These calls take no place in Gradio's queue and none of
-its 40 slots, and a lost connection ends nothing.
-"""
-
-from __future__ import annotations
+"""The view of a run, drawn in place by run_view.js, which asks `watch` once a second, outside of Gradio's queue."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import plotly
 
-from ..pictures.catalog import DATASETS
+from ..errors import CnnDemoError
 from ..runs.service import Service
 from ..training.config import RunConfig
-from .evaluation import render
-from .events import answer_or_error, text_field
 
+FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
 
@@ -29,36 +23,42 @@ def build(service: Service) -> gr.HTML:
     when they want to classify with it, or to save it elsewhere.
     """
 
-    def watch(asked: dict[str, Any]) -> dict[str, Any]:
-        run, after, owner = text_field(asked, "run"), int(asked.get("after", -1)), text_field(asked, "owner")
-        return answer_or_error(lambda: {**service.watch(run, after, owner), "active": service.active(owner)})
+    def watch(run: str, after: int = -1, owner: str = "") -> dict[str, Any]:
+        return {**service.watch(run, after, owner), "active": service.active(owner)}
 
-    def change(asked: dict[str, Any]) -> dict[str, Any]:
-        run, owner, title = (text_field(asked, name) for name in ("run", "owner", "title"))
-        actions = {
-            "stop": lambda: service.stop(run, owner),
-            "continue": lambda: service.resume(run, owner),
-            "discard": lambda: service.discard(run, owner),
-            "rename": lambda: service.rename(run, owner, title),
-        }
-        return answer_or_error(lambda: actions[asked["action"]]() or {})
+    def change(action: str, run: str, owner: str, title: str = "") -> dict[str, Any]:
+        if action == "rename":
+            service.rename(run, owner, title)
+        else:
+            {"stop": service.stop, "continue": service.resume, "discard": service.discard}[action](run, owner)
+        return {}
 
-    def listing(asked: dict[str, Any]) -> dict[str, Any]:
-        owner = text_field(asked, "owner")
-        return answer_or_error(lambda: {"runs": service.listing(owner), "active": service.active(owner)})
+    def listing(owner: str) -> dict[str, Any]:
+        return {"runs": service.listing(owner), "active": service.active(owner)}
 
-    def evaluation(asked: dict[str, Any]) -> dict[str, Any]:
-        run = text_field(asked, "run")
-        return answer_or_error(lambda: {"html": render(service.evaluation(run), run)})
+    def evaluation(run: str, owner: str) -> dict[str, Any]:
+        return {"found": service.evaluation(run)}
 
     return gr.HTML(
         {},
         html_template="<div class='run-view'></div>",
         js_on_load="cnnDemo.showRun(element, props, server, trigger, watch) // triggers 'busy', 'use' and 'save'",
-        server_functions=[watch, change, listing, evaluation],
+        server_functions=[answering(handler) for handler in (watch, change, listing, evaluation)],
         apply_default_css=False,
         elem_id="run",
         plotly=f"gradio_api/file={PLOTLY}",
-        labels={field.name: field.metadata["label"] for field in dataclasses.fields(RunConfig)},
-        datasets={name: info.title for name, info in DATASETS.items()},
+        fields={name: {key: field.metadata[key] for key in ("label", "choices")} for name, field in FIELDS.items()},
     )
+
+
+def answering(handler: Callable[..., dict[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return a handler that gets its arguments as one object, and answers an error of ours as {"error": sentence}."""
+
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return handler(**asked)
+        except CnnDemoError as error:
+            return {"error": str(error)}
+
+    answer.__name__ = handler.__name__  # by which the browser calls it
+    return answer

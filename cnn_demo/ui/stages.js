@@ -104,7 +104,7 @@ cnnDemo.stageTable = (network, open, toggle) => {
     "% of MACs": (stage) => cnnDemo.shareText(stage.macs, totals.macs),
     "receptive field, px": (stage) => count(stage.receptive_field),
     stride: (stage) => stage.stride,
-    KiB: (stage) => count(Number((stage.activation_bytes / 1024).toPrecision(3))),
+    "output, KiB": (stage) => count(Number((stage.activation_bytes / 1024).toPrecision(3))),
   };
   const sums = {
     layers: stages.reduce((sum, stage) => sum + stage.layers, 0),

@@ -1,7 +1,5 @@
 """The Train tab: the form of a RunConfig, made from its metadata, above the view of a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time
@@ -14,15 +12,14 @@ import gradio as gr
 from ..errors import CnnDemoError, ConfigError, InputError
 from ..networks import stages
 from ..networks.catalog import NETWORKS
-from ..runs import folder as runs
-from ..runs import zero
+from ..runs import folder, zero
 from ..runs.service import Service
 from ..training import config as configs
-from ..training.config import GROUPS, LEARNING_RATES, PRESETS, RunConfig, kind_of
+from ..training.config import LEARNING_RATES, RunConfig
 from . import run_view, save
 from .events import ADD_OWNER, UNQUEUED, checkpoint_choices
+from .run_view import FIELDS
 
-FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 NO_START = ("none (random initialization)", "")
 
 
@@ -34,10 +31,10 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
     networks = [(model_line(name), name) for name in NETWORKS]
     controls["model"] = gr.Radio(networks, value="resnet50", label="Network", elem_id="network")
     with gr.Row(elem_classes="start-row"):
-        presets = {name: gr.Button(title, size="sm", min_width=90) for name, (title, _) in PRESETS.items()}
+        presets = {name: gr.Button(title, size="sm", min_width=90) for name, (title, _) in configs.PRESETS.items()}
         start = gr.Button("Start training", variant="primary", elem_id="start")
     with gr.Accordion("All settings", open=False, elem_id="settings"), gr.Row(elem_classes="groups"):
-        for group, title in GROUPS.items():
+        for group, title in configs.GROUPS.items():
             with gr.Column(elem_classes="group", min_width=0):
                 gr.HTML(f"<h3>{title}</h3>", apply_default_css=False)
                 fields = [field for field in FIELDS.values() if field.metadata["group"] == group]
@@ -53,20 +50,27 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
     view = run_view.build(service)
     save.build_save(service, view)
 
-    def read(values: dict[Any, Any]) -> dict[str, Any]:
-        """Return the fields of the form by name."""
-        return {name: values[control] for name, control in controls.items()}
+    def read(values: dict[Any, Any]) -> RunConfig:
+        """Return the RunConfig of the form. Raises ConfigError where a value is not allowed."""
+        fields = {name: values[control] for name, control in controls.items()}
+        return configs.from_dict(fields | {"start_from": fields["start_from"] or None})
 
-    def fill(fields: dict[str, Any]) -> dict[Any, Any]:
-        """Return the updates that put fields, and the command that belongs to them, into the form."""
-        values = fields | {"start_from": fields["start_from"] or ""}  # what its menu has for nothing
-        updates = {controls[name]: gr.update(value=value) for name, value in values.items()}
-        return {command: show_command(fields), **updates}
+    def fill(config: RunConfig) -> dict[Any, Any]:
+        """Return the updates that put a RunConfig, and the command that belongs to it, into the form."""
+        values = config.to_dict() | {"start_from": config.start_from or ""}  # what its menu has for nothing
+        return {command: show_command(config)} | {controls[name]: gr.update(value=values[name]) for name in values}
+
+    def describe(values: dict[Any, Any]) -> dict[str, str]:
+        """Return what `show_command` does of the form, or the sentence that says what is wrong in it."""
+        try:
+            return show_command(read(values))
+        except ConfigError as error:
+            return {"error": str(error), "field": error.field}
 
     def begin(values: dict[Any, Any]) -> dict[str, Any]:
         """Start a run and return what the view shows from now on."""
         try:
-            run = service.submit(from_form(read(values)), values[owner])
+            run = service.submit(read(values), values[owner])
         except CnnDemoError as error:
             return {"refused": f"Not started. {error}", "at": time.time()}  # an equal value would not reach the page
         return {"run": run, "started": True}
@@ -75,14 +79,18 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
         """Return view and form as they were: by the page's address, or by what the browser remembers."""
         known = {"run": "", "owner": ""} | json.loads(remembered)
         shown, config = first_view(service, dict(request.query_params), known)
-        updates = fill(config.to_dict())
+        updates = fill(config)
         updates[controls["start_from"]]["choices"] = [NO_START, *checkpoint_choices(service, known["owner"])]
         return {view: shown, **updates}
 
     def apply_preset(name: str, values: dict[Any, Any]) -> dict[Any, Any]:
         """Return the form of a preset; network and data set stay."""
-        fields = read(values)
-        return fill(configs.override({"dataset": fields["dataset"]}, configs.preset(name, fields["model"])).to_dict())
+        model, dataset = values[controls["model"]], values[controls["dataset"]]
+        return fill(configs.override({"dataset": dataset}, configs.preset(name, model)))
+
+    def set_start(event: gr.EventData) -> Any:
+        """Enable the button unless the visitor has an active run; each may have one."""
+        return gr.update(interactive=not event.busy, value="Your run is active" if event.busy else "Start training")
 
     inputs, form = {owner, *controls.values()}, [command, *controls.values()]
     start.click(begin, inputs, view, js=ADD_OWNER, concurrency_limit=None, api_visibility="private")
@@ -92,10 +100,9 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
         "seconds": (lambda: None, None, controls["epochs"]),
         "optimizer": (LEARNING_RATES.get, controls["optimizer"], controls["learning_rate"]),
     }
-    describe = (lambda values: show_command(read(values)), inputs, command)
-    gr.on([control.input for name, control in controls.items() if name not in linked], *describe, **UNQUEUED)
+    gr.on([controls[name].input for name in controls if name not in linked], describe, inputs, command, **UNQUEUED)
     for name, change in linked.items():
-        controls[name].input(*change, **UNQUEUED).then(*describe, **UNQUEUED)
+        controls[name].input(*change, **UNQUEUED).then(describe, inputs, command, **UNQUEUED)
     for name, button in presets.items():
         button.click(partial(apply_preset, name), inputs, form, **UNQUEUED)
     view.busy(set_start, None, start, **UNQUEUED)
@@ -112,43 +119,26 @@ def control(field: dataclasses.Field[Any]) -> Any:
     if data["choices"]:
         choices = [(title, value) for value, title in data["choices"].items()]
         return gr.Radio(choices, value=usual, info=info, **shared)
-    if kind_of(field) is str:
+    if configs.kind_of(field) is str:
         return gr.Dropdown([NO_START], value="", info=info, allow_custom_value=True, **shared)
     limits = " to ".join(f"{data[end]:,.6f}".rstrip("0").rstrip(".") for end in ("low", "high"))
-    precision = 0 if kind_of(field) is int else None
+    precision = 0 if configs.kind_of(field) is int else None
     return gr.Number(usual, info=f"{info} ({limits})", precision=precision, placeholder="not set", **shared)
 
 
 def model_line(name: str) -> str:
     """Return a network's title, and in a second line its depth, parameters and MACs."""
-    sizes = stages.measure(name)
-    parameters, macs = sum(size.parameters for size in sizes), sum(size.macs for size in sizes)
-    depth = sum(size.layers for size in sizes)
-    title = NETWORKS[name].title
+    sizes, title = stages.to_dict(name, 32), NETWORKS[name].title
+    depth, parameters, macs = sum(row["layers"] for row in sizes["stages"]), sizes["parameters"], sizes["macs"]
     return f"{title}\n{depth} layers · {parameters / 1e6:.1f} M parameters · {macs / 1e6:,.0f} M MACs"
 
 
-def from_form(fields: dict[str, Any]) -> RunConfig:
-    """Return the RunConfig of the form's fields. Raises ConfigError where a value is not allowed."""
-    return configs.from_dict(fields | {"start_from": fields["start_from"] or None})
-
-
-def show_command(fields: dict[str, Any]) -> dict[str, str]:
-    """Return the command line and the link of the form, or the sentence that says what is wrong in it."""
-    try:
-        config = from_form(fields)
-    except ConfigError as error:
-        return {"error": str(error), "field": error.field}
-    usual = {name: field.default for name, field in FIELDS.items()} | {
-        "learning_rate": LEARNING_RATES[config.optimizer]
-    }
+def show_command(config: RunConfig) -> dict[str, str]:
+    """Return the command line of a run, the query of the link to its settings, and what it costs on a Space."""
+    usual = {name: field.default for name, field in FIELDS.items()}
+    usual["learning_rate"] = LEARNING_RATES[config.optimizer]
     changed = {name: value for name, value in config.to_dict().items() if value not in (usual[name], None)}
     return {"command": config.to_command(), "query": "?" + urlencode(changed), "cost": zero.note(config)}
-
-
-def set_start(event: gr.EventData) -> dict[str, Any]:
-    """Return whether a run can be started: one active run per person."""
-    return gr.update(interactive=not event.busy, value="Your run is active" if event.busy else "Start training")
 
 
 def first_view(service: Service, asked: dict[str, str], remembered: dict[str, str]) -> tuple[dict[str, Any], RunConfig]:
@@ -156,7 +146,7 @@ def first_view(service: Service, asked: dict[str, str], remembered: dict[str, st
 
     In this order: the run or the settings in the address, the visitor's active or latest run, a shipped checkpoint's.
     """
-    shipped = next((name for name in ("resnet50", "vgg16") if runs.Run(service.root / name).log.size()), None)
+    shipped = next((name for name in ("resnet50", "vgg16") if folder.Run(service.root / name).log.size()), None)
     view: dict[str, Any] = {"run": None, "shipped": shipped}
     usual = configs.override({}, configs.preset("quick", shipped or "resnet50"))
     if service.data.problem:
@@ -173,10 +163,9 @@ def first_view(service: Service, asked: dict[str, str], remembered: dict[str, st
         except InputError as error:
             return view | {"note": f"The settings in the link cannot be used. {error}"}, usual
     own = asked.get("run") or service.active(remembered["owner"]) or remembered["run"]
-    if not own:
-        return view, usual
     try:
-        return view | {"run": own, "note": ""}, runs.find(service.root, own).config
+        if own:
+            return view | {"run": own, "note": ""}, folder.find(service.root, own).config
     except CnnDemoError:
-        gone = f"The run {own[:80]} is not here: it was discarded, or lost when the server restarted."
-        return view | {"note": gone}, usual
+        view["note"] = f"The run {own[:80]} is not here: it was discarded, or lost when the server restarted."
+    return view, usual

@@ -14,6 +14,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from cnn_demo.networks.catalog import NETWORKS
 from tests.apps import App
 
 RECIPE = {"dataset": "shapes", "epochs": 300, "batch_size": 64}
@@ -61,6 +62,8 @@ def test_endpoints_are_mcp_tools(app: App) -> None:
         tools = {tool["name"]: tool for tool in json.load(answer)}
     assert set(tools) == {"start_run", "run_status", "stop_run", "classify", "stages"}
     assert all(len(tool["description"]) > 40 for tool in tools.values())
+    for name in ("start_run", "stages"):
+        assert all(network in json.dumps(tools[name]) for network in NETWORKS), name
 
 
 def test_start_watch_and_stop_a_run(client: Client, run: str) -> None:
@@ -92,6 +95,10 @@ def test_start_watch_and_stop_a_run(client: Client, run: str) -> None:
         ("run_status", {"run": "../../etc"}, "no run"),
         ("stages", {"model": "vgg16", "input_size": 8}, "32 to 1,024 pixels"),
         ("stages", {"model": "vgg19"}, "choose vgg16"),
+        ("stages", {"model": "vgg16", "input_size": 32.5}, "enter 32 to 1,024 pixels"),
+        ("run_status", {"run": None}, "wrong type"),
+        ("run_status", {"run": "resnet50", "owner": 5}, "wrong type"),
+        ("start_run", {"model": "vgg16", "recipe": "epochs"}, "wrong type"),
     ],
 )
 def test_errors_are_sentences(client: Client, name: str, arguments: dict[str, Any], sentence: str) -> None:

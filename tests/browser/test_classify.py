@@ -111,7 +111,33 @@ def test_evaluation_of_a_checkpoint(visit: Visit, app: App) -> None:
     expect(page.locator("#evaluation")).to_contain_text(f"Test accuracy {accuracy} on 40 images.")
     expect(page.get_by_role("img", name=re.compile("^Confusion matrix; the most frequent mistake: "))).to_be_visible()
     expect(page.get_by_role("img", name=re.compile("^Reliability diagram; scores differ"))).to_be_visible()
+    open_tab(page, "Train")
+    file = app.root / "resnet50" / "evaluation.json"
+    file.unlink()
+    open_tab(page, "Classify")  # what changed meanwhile is seen, as when a run has ended
+    expect(page.locator("#evaluation")).to_contain_text("Not tested yet")
+    open_tab(page, "Train")
+    file.write_text(json.dumps(found))
+    open_tab(page, "Classify")
     rows = page.locator("#evaluation table.visually-hidden").first.locator("tbody tr")
     expect(rows).to_have_count(10)
     cells = [[int(cell) for cell in row.locator("td").all_inner_texts()] for row in rows.all()]
     assert cells == found["confusion"]
+
+
+def test_no_text_of_an_evaluation_becomes_markup(visit: Visit, app: App) -> None:
+    file = app.root / "resnet50" / "evaluation.json"
+    content = file.read_text()
+    found = json.loads(content)
+    found["classes"][0] = markup = "<img src=x onerror='window.hacked = 1'>"
+    found["mistakes"] = [{"label": markup, "answer": markup, "score": 0.5, "png": ""}]
+    file.write_text(json.dumps(found))
+    try:
+        page = visit()
+        open_tab(page, "Classify")
+        page.get_by_role("button", name="Evaluation of this checkpoint").click()
+        expect(page.locator("#evaluation figcaption")).to_contain_text(f"{markup}, taken for {markup}")
+        expect(page.locator("#evaluation th", has_text=markup).first).to_be_attached()
+        assert page.evaluate("window.hacked") is None
+    finally:
+        file.write_text(content)

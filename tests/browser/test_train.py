@@ -125,18 +125,23 @@ def test_overlay_two_runs(app: App, visit: Visit, shipped: Path) -> None:
     other = app.root / "from-the-command-line"
     shutil.copytree(shipped, other)
     description = json.loads((other / "config.json").read_text())
-    description["recipe"]["seed"] = 7
+    description["recipe"] |= {"seed": 7, "augmentation": "flip"}
     (other / "config.json").write_text(json.dumps(description))
-    page = visit()
+    page = visit("?__theme=light")
     page.get_by_text("Compare with other runs").click()
     page.get_by_label(re.compile("from-the-command-line")).check()
     table = page.locator(".run-table table")
+    expect(page.get_by_label(re.compile("from-the-command-line"))).to_be_focused()  # the list was drawn again
     expect(table.get_by_role("row", name="Seed")).to_contain_text("7")
+    row = table.get_by_role("row", name="Augmentation").locator("td")
+    expect(row).to_have_text(["Flip and shift", "Flip"])  # as in the form
     expect(table).to_contain_text("test accuracy")
     page.wait_for_function("() => document.querySelector('.run-chart')?.data?.length === 12")
     assert {"1: loss, smoothed", "2: loss, smoothed"} <= set(traces(page))
     page.get_by_label(re.compile("from-the-command-line")).uncheck()
     page.wait_for_function("() => document.querySelector('.run-chart')?.data?.length === 6")
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(page).to_have_url(re.compile(r"\?run=from-the-command-line&__theme=light$"))  # Gradio's own stays
     shutil.rmtree(other)
 
 
@@ -224,6 +229,17 @@ def test_evaluation_opens_in_the_result(visit: Visit) -> None:
     expect(page.locator(".run-evaluation")).to_contain_text("on 40 images. Calibration error")
     expect(page.get_by_role("img", name=re.compile("^Confusion matrix"))).to_be_visible()
     assert sum('"evaluation"' in body for body in asked) == 1
+
+
+def test_damaged_evaluation_shows_a_sentence(visit: Visit, app: App) -> None:
+    file = app.root / "resnet50" / "evaluation.json"
+    content = file.read_text()
+    file.write_text(json.dumps({**json.loads(content), "confusion": [[1]]}))
+    page = visit()
+    page.locator(".run-evaluation summary").click()
+    expect(page.locator(".run-evaluation")).to_contain_text("The evaluation of resnet50 is damaged")
+    file.write_text(content)
+    expect(page.get_by_role("button", name="Start training")).to_be_enabled()
 
 
 def test_unknown_run_shows_a_sentence(visit: Visit) -> None:

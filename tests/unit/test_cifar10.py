@@ -20,12 +20,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from cnn_demo.errors import DataError, DiskError, DownloadError
 from cnn_demo.pictures import cifar10
 from cnn_demo.pictures.dataset import TENSORS, Dataset
 from cnn_demo.settings import Settings
+from cnn_demo.training.budget import Stopped
 from tests.apps import NOWHERE
 from tests.hub_server import Fault, HubServer, hub_server
 
@@ -163,10 +165,11 @@ def test_damaged_file_is_named(tmp_path: Path, batches: dict, write: object, dam
 
 
 def test_empty_or_missing_folder_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no CIFAR-10: expected data_batch_1.bin"):
+    with pytest.raises(DataError, match=r"holds no readable CIFAR-10: expected data_batch_1.bin"):
         cifar10.read_folder(tmp_path, quiet)
-    with pytest.raises(DataError, match="does not exist"):
-        cifar10.read_folder(tmp_path / "nowhere", quiet)
+    for missing in ("nowhere", "x" * 5000):
+        with pytest.raises(DataError, match="does not exist"):
+            cifar10.read_folder(tmp_path / missing, quiet)
 
 
 class Toronto(http.server.ThreadingHTTPServer):
@@ -351,24 +354,32 @@ def test_silent_server_is_given_up(toronto: Toronto, tmp_path: Path, monkeypatch
     toronto.wait.set()
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize("source", ["hub", "toronto"])
 def test_report_can_stop_a_download(hub: HubServer, toronto: Toronto, tmp_path: Path, source: str) -> None:
     def report(text: str, share: float) -> None:
         if text.startswith("downloading"):
             stopped.set()
         if stopped.is_set():
-            raise Stop
+            raise Stopped
 
     stopped, toronto.wait = threading.Event(), threading.Event()
     hub.faults.append(Fault("GET /cdn/", how="wait", seconds=1))
     where = settings(tmp_path, hub.url if source == "hub" else NOWHERE, toronto.url)
-    with pytest.raises(Stop):
+    with pytest.raises(Stopped):
         cifar10.load(where, report)
     toronto.wait.set()
+
+
+def test_report_can_stop_the_wait_for_another_process(tmp_path: Path) -> None:
+    def report(text: str, share: float) -> None:
+        raise Stopped(text)
+
+    lock = FileLock(tmp_path / "lock", thread_local=False)
+    with ThreadPoolExecutor(1) as other:
+        other.submit(lock.acquire).result()
+        with pytest.raises(Stopped, match="waiting for another process"):
+            cifar10.load(settings(tmp_path, NOWHERE), report)
+        other.submit(lock.release).result()
 
 
 def test_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -5,49 +5,61 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from cnn_demo.errors import ConfigError
-from cnn_demo.runs import folder
+from cnn_demo.pictures import shapes
+from cnn_demo.pictures.dataset import TENSORS, Dataset
+from cnn_demo.runs import folder, recording
 from cnn_demo.runs.checkpoints import read_checkpoint
+from cnn_demo.training.config import RunConfig
 from cnn_demo.training.distributed import Group
-from cnn_demo.training.events import EpochDone, Progress, RunFinished, RunStarted
+from cnn_demo.training.events import EpochDone, Event, Progress, RunFinished, RunStarted
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
-RECIPE = ["--dataset", "shapes", "--epochs", "1", "--batch-size", "200", "--validation-pictures", "6000"]
+RECIPE = ["--dataset", "shapes", "--epochs", "1", "--batch-size", "100", "--validation-pictures", "10800"]
+RECIPE += ["--optimizer", "sgd"]
+CONFIG = RunConfig(model="resnet50", dataset="shapes", epochs=2, batch_size=100, validation_pictures=200)
 SCRIPT = """
 import sys
-from dataclasses import replace
 from pathlib import Path
 import torch
-from cnn_demo.pictures import dataset, shapes
-from cnn_demo.runs import folder, recording
 from cnn_demo import settings
-from cnn_demo.training.config import RunConfig
+from cnn_demo.runs import folder, recording
 from cnn_demo.training.distributed import joined
+from tests.unit.test_distributed import CONFIG, some_shapes
 
-images, root, cpu = shapes.draw(), Path(sys.argv[1]), torch.device("cpu")
-parts = {name: getattr(images, name)[:1200 if "train" in name else 300] for name in dataset.TENSORS}
-images = replace(images, **parts)
-config = RunConfig(model="resnet50", dataset="shapes", epochs=2, batch_size=100, validation_pictures=200)
+images, root, cpu = some_shapes(), Path(sys.argv[1]), torch.device("cpu")
 with joined(settings.read_rank()) as group:
     if group.rank:
-        recording.train_as_worker(root, None, config, images, cpu, lambda: False, group)
+        recording.train_as_worker(root, None, CONFIG, images, cpu, lambda: False, group)
     else:
-        for event in recording.train_run(folder.create(root, config), images, cpu, lambda: False, group):
+        for event in recording.train_run(folder.create(root, CONFIG), images, cpu, lambda: False, group):
             pass
 """
+
+
+def some_shapes() -> Dataset:
+    """800 training and 300 test images."""
+    images = shapes.draw()
+    return replace(images, **{n: getattr(images, n)[: 800 if "train" in n else 300] for n in TENSORS})
 
 
 def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [*TORCHRUN, "--nproc-per-node=2", "-m", "cnn_demo", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=ENV | {"CNN_DEMO_CHECKPOINTS": str(root)}, **pipes)
+
+
+def progress(event: Event) -> bool:
+    return isinstance(event, Progress)
 
 
 def result(process: subprocess.Popen[str]) -> dict:
@@ -60,17 +72,16 @@ def result(process: subprocess.Popen[str]) -> dict:
 
 @pytest.fixture(scope="module")
 def epochs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, folder.Run]:
-    """The same run by one process and by two: 2 epochs of 10 steps over 1,000 shapes."""
-    found = {}
-    for processes in (1, 2):
-        root = tmp_path_factory.mktemp(f"by-{processes}")
-        script = root / "script.py"
-        script.write_text(SCRIPT)
-        subprocess.run(
-            [*TORCHRUN, f"--nproc-per-node={processes}", str(script), str(root)], check=True, cwd=ROOT, env=ENV
-        )
-        (found[processes],) = folder.list_runs(root)  # one folder for both processes
-    return found
+    """The same run by one process and by two: 2 epochs of 6 steps over 600 shapes."""
+    roots = {processes: tmp_path_factory.mktemp(f"by-{processes}") for processes in (1, 2)}
+    alone = folder.create(roots[1], CONFIG)
+    for _ in recording.train_run(alone, some_shapes(), torch.device("cpu"), lambda: False):
+        pass
+    script = roots[2] / "script.py"
+    script.write_text(SCRIPT)
+    subprocess.run([*TORCHRUN, "--nproc-per-node=2", str(script), str(roots[2])], check=True, cwd=ROOT, env=ENV)
+    (together,) = folder.list_runs(roots[2])  # one folder for both processes
+    return {1: alone, 2: together}
 
 
 def test_two_processes_give_the_loss_curve_of_one(epochs: dict[int, folder.Run]) -> None:
@@ -84,7 +95,7 @@ def test_two_processes_give_the_loss_curve_of_one(epochs: dict[int, folder.Run])
     for one, two in zip(curves[1], curves[2], strict=True):
         assert two == pytest.approx(one, rel=0.15)
     started = next(e for e in epochs[2].log.read() if isinstance(e, RunStarted))
-    assert started.device.startswith("2 x CPU") and started.train_pictures == 1000
+    assert started.device.startswith("2 x CPU") and started.train_pictures == 600
     ends = {n: run.history().finished for n, run in epochs.items()}
     assert ends[2].test_pictures == ends[1].test_pictures == 300
     assert abs(ends[2].test_accuracy - ends[1].test_accuracy) < 0.15
@@ -93,18 +104,18 @@ def test_two_processes_give_the_loss_curve_of_one(epochs: dict[int, folder.Run])
 
 def test_interrupt_and_continue_reach_all_processes(tmp_path: Path) -> None:
     process = start(tmp_path, "train", "resnet50", *RECIPE, "--json")
-    for line in process.stderr:
-        if "images/s" in line:
-            break
+    while not any(event.step for run in folder.list_runs(tmp_path) for event in run.log.read() if progress(event)):
+        assert process.poll() is None
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     (run,) = folder.list_runs(tmp_path)
     history = run.history()
-    assert history.state == "stopped" and 0 < history.finished.step < 30
+    assert history.state == "stopped" and 0 < history.finished.step < 12
     stopped = history.finished.step
 
     answer = result(start(tmp_path, "continue", run.id, "--json"))
-    assert answer["reason"] == "finished" and answer["steps"] == 30
+    assert answer["reason"] == "finished" and answer["steps"] == 12
     events = [e for e in run.log.read() if isinstance(e, (RunStarted, RunFinished, EpochDone, Progress))]
     assert [e.step for e in events if isinstance(e, RunStarted)] == [0, stopped]
 

@@ -89,13 +89,13 @@ def test_mistakes_are_the_most_confident_wrong_answers(tiny: Dataset, result: di
 def test_an_export_has_the_calibration_and_half_the_bytes(shipped: Path, tmp_path: Path, result: dict) -> None:
     run = Run(shipped)
     before = run.evaluation()
-    run.save_evaluation(result)
+    run.write_json("evaluation.json", result)
     try:
         export.export(run, tmp_path / "out", "ada/net")
         again = tmp_path / "again"
         export.export(run, again, "ada/net")
     finally:
-        run.save_evaluation(before)
+        run.write_json("evaluation.json", before)
     folder = tmp_path / "out"
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in again.iterdir()}
     size = (folder / "model.safetensors").stat().st_size
@@ -110,9 +110,9 @@ def test_an_export_has_the_calibration_and_half_the_bytes(shipped: Path, tmp_pat
 def test_scores_of_an_evaluated_run_are_calibrated(shipped: Path, tmp_path: Path, result: dict) -> None:
     run = Run(Path(shutil.copytree(shipped, tmp_path / "resnet50")))
     classifier, pixels = Classifier(tmp_path), to_input(Image.effect_noise((64, 64), 80).convert("RGB"))
-    run.save_evaluation(result | {"temperature": 1.0})
+    run.write_json("evaluation.json", result | {"temperature": 1.0})
     plain = {p.label: p.score for p in classifier.answer("resnet50", pixels)[1].predictions}
-    run.save_evaluation(result | {"temperature": 2.0})
+    run.write_json("evaluation.json", result | {"temperature": 2.0})
     for checkpoint, answer in (
         classifier.answer("resnet50", pixels),
         (found := find_checkpoint(tmp_path, "resnet50"), classify(found.network(), found, pixels)),
@@ -121,6 +121,31 @@ def test_scores_of_an_evaluated_run_are_calibrated(shipped: Path, tmp_path: Path
         total = sum(score**0.5 for score in plain.values())
         for prediction in answer.predictions:
             assert prediction.score == pytest.approx(plain[prediction.label] ** 0.5 / total, abs=1e-4)
+
+
+DAMAGED = [
+    *({"classes": value} for value in (None, [1, 2], ["a"])),
+    *({"confusion": value} for value in ([], [[1]], [["<b>"] * 10] * 10, [[1e999] * 10] * 10)),
+    *({"reliability": value} for value in ([[1, 2]], 3)),
+    *({"mistakes": value} for value in ([{}], None)),
+    *({name: "many"} for name in ("accuracy", "pictures", "ece_after", "temperature")),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGED, ids=str)
+def test_a_damaged_evaluation_is_named(shipped: Path, tmp_path: Path, result: dict, damage: dict) -> None:
+    run = Run(Path(shutil.copytree(shipped, tmp_path / "resnet50")))
+    assert scoring.is_evaluation(result) and run.evaluation()
+    run.write_json("evaluation.json", result | damage)
+    with pytest.raises(RunError, match="make it again: python -m cnn_demo evaluate resnet50"):
+        run.evaluation()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "text", "3", "[" * 100_000])
+def test_what_is_no_evaluation_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(RunError, match="is damaged"):
+        Run(tmp_path).evaluation()
 
 
 def test_a_run_in_training_is_not_evaluated(

@@ -49,12 +49,14 @@ def test_card_shows_results_settings_and_stages(run: Run) -> None:
 
 
 def test_card_shows_the_evaluation(run: Run) -> None:
-    run.save_evaluation(EVALUATED)
+    run.write_json("evaluation.json", EVALUATED)
     text = card(run)
     assert "| test accuracy | **85.00%** (20 images) |\n| test accuracy with flip averaging | 86.00% |" in text
     assert "2.00% (7.00% before temperature scaling by 2.000, fitted on 20 images)" in text
     assert "| class | a | b |\n| --- | --- | --- |\n| accuracy | 90.0% | 80.0% |" in text
-    run.save_evaluation(EVALUATED | {"accuracy_flip": None, "validation_pictures": 0})  # as measured when a run ends
+    run.write_json(
+        "evaluation.json", EVALUATED | {"accuracy_flip": None, "validation_pictures": 0}
+    )  # as measured when a run ends
     assert "flip averaging" not in card(run) and "| expected calibration error | 2.00% |" in card(run)
 
 

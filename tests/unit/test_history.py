@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cnn_demo.runs.history import History, course_log
+from cnn_demo.runs.history import History, course_log, history_of
 from cnn_demo.training import events
 from cnn_demo.training.events import CheckpointSaved, EpochDone, Event, Progress, RunFinished, RunQueued, RunStarted
 
@@ -67,29 +67,28 @@ def test_a_loss_may_be_huge() -> None:
 def test_the_state_follows_the_events() -> None:
     history, states = History(), []
     for event in RUN:
-        history = history.fold(event)
+        history.add(event)
         states.append(history.state)
     assert states[:2] == ["queued", "training"] and states[5] == "validating" and states[-1] == "finished"
     assert [p.step for p in history.curve] == [90, 310]
-    assert history.best is RUN[6] and history.epochs == (RUN[6], RUN[7]) and history.finished is RUN[-1]
+    assert history.best is RUN[6] and history.epochs == [RUN[6], RUN[7]] and history.finished is RUN[-1]
 
 
 def test_a_continuation_replaces_what_was_lost() -> None:
-    history = History()
-    for event in [*RUN[:8], RunStarted(**{n: getattr(STARTED, n) for n in RunStarted.__slots__} | {"step": 200})]:
-        history = history.fold(event)
-    assert [p.step for p in history.curve] == [90] and history.epochs == () and history.best is None
+    again = RunStarted(**{n: getattr(STARTED, n) for n in RunStarted.__slots__} | {"step": 200})
+    history = history_of([*RUN[:8], again])
+    assert [p.step for p in history.curve] == [90] and history.epochs == [] and history.best is None
 
 
 def test_something_else_is_no_event() -> None:
     with pytest.raises(TypeError, match="unknown event"):
-        History().fold(Event())
+        History().add(Event())
     with pytest.raises(KeyError):
         events.from_dict({"kind": "Exec", "command": "rm"})
 
 
 def test_the_log_of_the_course_project() -> None:
-    history = History().fold(STARTED)
+    history = history_of([STARTED])
     assert course_log(RUN[4], history, 1) == [
         "Epoch [1/1], Step [100/500] Loss: 1.2500",
         "Epoch [1/1], Step [200/500] Loss: 1.0000",

@@ -31,6 +31,7 @@ from tests.sharing import ADA, EVALUATED, curve, push, quiet
         ("ada/net@", ("ada/net", "main")),
         ("hf:ada/net@run-1", ("ada/net", "run-1")),
         (" https://huggingface.co/ada/net/tree/v1 ", ("ada/net", "v1")),
+        ("https://huggingface.co/ada/net/commit/" + "a" * 40, ("ada/net", "a" * 40)),  # as a push returns it
         ("ada/net@" + "a" * 40, ("ada/net", "a" * 40)),
     ],
 )
@@ -94,7 +95,7 @@ def test_a_continued_run_is_pushed_again_and_its_tag_moves(run: Run, server: Hub
 
 def test_pushing_an_earlier_run_again_puts_it_on_main(run: Run, server: HubServer, shipped: Path) -> None:
     other = Run(Path(shutil.copytree(shipped, run.folder.with_name("other"))))
-    other.save_evaluation(EVALUATED)
+    other.write_json("evaluation.json", EVALUATED)
     push(run, server)
     first = server.repos["models", "ada/net"].files
     push(other, server)
@@ -142,6 +143,7 @@ def test_every_request_carries_the_given_token_or_none(
         (Fault("POST /api/repos/create", 403), "may not write"),
         (Fault("POST /api/repos/create", 401), "does not accept the sign-in"),
         (Fault("GET .*/refs", 429, times=9), "Too many requests"),
+        (Fault("POST .*/commit/", 422), "refused this"),
         (Fault("POST .*/commit/", 500, times=9), "internal error"),
         (Fault("POST .*/commit/", how="drop", times=9), "could not be reached"),
     ],
@@ -186,7 +188,7 @@ def test_a_hub_that_does_not_answer_is_given_up(
 ) -> None:
     push(run, server)
     monkeypatch.setattr(hub, limit, 0.3)
-    server.faults.append(Fault(route, how="wait", seconds=20))
+    server.faults.append(Fault(route, how="wait", seconds=3))
     began = time.monotonic()
     with pytest.raises(HubError, match=r"took more than 0\.3 s"):
         hub.pull(tmp_path / "root", server.url, "ada/net", False)

@@ -1,28 +1,29 @@
 """Run folders: what is in them, and that a kill, a full disk or a second process loses nothing."""
 
+import contextlib
 import errno
 import json
+import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cnn_demo.answers.inference import classify
 from cnn_demo.errors import DiskError, InputError, RunError
-from cnn_demo.pictures.dataset import Dataset
+from cnn_demo.pictures.dataset import TENSORS, Dataset, make_dataset
 from cnn_demo.runs import folder, recording
 from cnn_demo.runs.checkpoints import find_checkpoint, read_checkpoint
-from cnn_demo.runs.history import History
+from cnn_demo.runs.history import history_of
 from cnn_demo.runs.recording import load_snapshot
 from cnn_demo.training.config import RunConfig
 from cnn_demo.training.events import CheckpointSaved, Event, Progress, RunFinished
@@ -83,7 +84,7 @@ def test_stop_leaves_a_run_that_continues_exactly(tmp_path: Path, tiny: Dataset)
     step = run.history().finished.step
     kept = {"state.json", f"weights-{step}.safetensors", f"optimizer-{step}.safetensors"}
     assert 0 < step < 10 and files(run.folder / "resume") == kept
-    run.save_evaluation({"accuracy": 0.5})
+    run.write_json("evaluation.json", {"accuracy": 0.5})
     events = train(run, tiny)
     assert events[0].step == step and events[-1].reason == "finished"
     a, b = (load_file(r.folder / "model.safetensors") for r in (whole, run))
@@ -95,7 +96,7 @@ def test_stop_leaves_a_run_that_continues_exactly(tmp_path: Path, tiny: Dataset)
 def test_new_weights_remove_the_evaluation_of_the_old_ones(tmp_path: Path, tiny: Dataset) -> None:
     run = folder.create(tmp_path, CONFIG)
     train(run, tiny, stop_at=1)
-    run.save_evaluation({"accuracy": 0.5})
+    run.write_json("evaluation.json", {"accuracy": 0.5})
     train(run, tiny, stop_at=8)  # past the first validation
     assert run.history().state == "stopped" and not run.has("evaluation.json") and run.evaluation() is None
 
@@ -217,50 +218,46 @@ def test_a_malformed_run_id_is_refused(tmp_path: Path, run_id: str) -> None:
         folder.find(tmp_path, run_id)
 
 
-WORKER = """
-import dataclasses, sys, torch
-from pathlib import Path
-from cnn_demo.pictures import shapes
-from cnn_demo.runs import folder, recording
-from cnn_demo.training import loop
-images = shapes.draw()
-parts = {f"{part}_{what}": size for part, size in (("train", 120), ("test", 40)) for what in ("pictures", "labels")}
-tiny = dataclasses.replace(images, **{name: getattr(images, name)[:size] for name, size in parts.items()})
-run = folder.find(Path(sys.argv[1]), sys.argv[2])
-loop.SNAPSHOT_SECONDS = 0.0
-for event in recording.train_run(run, tiny, torch.device("cpu"), lambda: False):
-    print(type(event).__name__, flush=True)
-"""
+def work(root: Path, run_id: str, images: Path, sent: Connection) -> None:
+    """Train a run in a process of its own, a checkpoint after each step; send the name of each event."""
+    from cnn_demo.training import loop
+
+    tensors = load_file(images)
+    tiny = make_dataset("shapes", "a test", *(tensors[name] for name in TENSORS))
+    loop.SNAPSHOT_SECONDS = 0.0
+    for event in recording.train_run(folder.find(root, run_id), tiny, torch.device("cpu"), lambda: False):
+        sent.send(type(event).__name__)
 
 
 def test_kill_9_at_any_moment_leaves_a_run_that_continues_exactly(tmp_path: Path, tiny: Dataset) -> None:
     """A checkpoint is written after each step here, so most kills fall into a write."""
     config = RunConfig(**CONFIG.to_dict() | {"epochs": 4})
-    whole = folder.create(tmp_path, config)
+    whole, run = folder.create(tmp_path, config), folder.create(tmp_path, config)
     train(whole, tiny)
-    run = folder.create(tmp_path, config)
+    save_file({name: getattr(tiny, name).contiguous() for name in TENSORS}, tmp_path / "images")
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["cnn_demo.runs.recording"])  # torch is imported once, not in each of them
     generator, kills, steps = random.Random(0), 0, []
     while run.history().state != "finished":
-        worker = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path), run.id],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if kills < 6:  # after so many events, and then at any moment within about a step and its checkpoint
-            for _ in range(generator.randint(2, 9)):
-                worker.stdout.readline()
+        received, sent = processes.Pipe(duplex=False)
+        worker = processes.Process(target=work, args=(tmp_path, run.id, tmp_path / "images", sent))
+        worker.start()
+        sent.close()
+        if kills < 8:  # after so many events, and then at any moment within about a step and its checkpoint
+            with contextlib.suppress(EOFError):  # it was faster
+                for _ in range(generator.randint(2, 7)):
+                    received.recv()
             time.sleep(generator.uniform(0, 0.3))
-            worker.send_signal(signal.SIGKILL)
+            worker.kill()
             kills += 1
-        _, errors = worker.communicate(timeout=120)
-        assert "Error" not in errors, errors
+        worker.join(timeout=120)
+        assert worker.exitcode in (0, -signal.SIGKILL)
         assert run.history().state in ("interrupted", "finished")
         if (run.folder / "model.safetensors").is_file():
             read_checkpoint(run.folder / "model.safetensors", "x").network()
         if run.history().state == "interrupted" and (snapshot := load_snapshot(run.folder)):
             steps.append(snapshot.step)
-    assert kills >= 3 and steps == sorted(steps) and any(steps)
+    assert kills >= 4 and steps == sorted(steps) and any(steps)
     a, b = (load_file(r.folder / "model.safetensors") for r in (whole, run))
     assert all(torch.equal(a[name], b[name]) for name in a)
     epochs = [[(e.step, e.train_loss, e.validation_loss) for e in r.history().epochs] for r in (whole, run)]
@@ -271,9 +268,7 @@ def test_the_history_of_a_killed_and_continued_run_has_no_step_twice(tmp_path: P
     run = folder.create(tmp_path, CONFIG)
     events = train(run, tiny)
     killed = [e for e in run.log.read() if e.seq < events[-1].seq]
-    history = History()
-    for event in [*killed, *run.log.read()]:  # all of it again, from step 0
-        history = history.fold(event)
+    history = history_of([*killed, *run.log.read()])  # all of it again, from step 0
     assert [e.step for e in history.epochs] == [5, 10] and history.state == "finished"
     points = [e.step for e in run.log.read() if isinstance(e, Progress) and e.loss is not None]
     assert [p.step for p in history.curve] == points

@@ -88,10 +88,12 @@ def test_receptive_field_is_the_pixels_that_change_an_output() -> None:
     [
         ("vgg16", 8, "Input size: enter 32 to 1,024 pixels for VGG16, not 8."),
         ("resnet50", 1025, "Input size: enter 1 to 1,024 pixels for ResNet50-C4, not 1025."),
+        ("vgg16", 32.5, "Input size: enter 32 to 1,024 pixels for VGG16, not 32.5."),
+        ("vgg16", "32 px", "Input size: enter 32 to 1,024 pixels for VGG16, not '32 px'."),
         ("vgg19", 32, "Network: choose vgg16, resnet50, resnet50_full, not 'vgg19'."),
     ],
 )
-def test_unusable_input_is_refused_in_one_sentence(name: str, size: int, sentence: str) -> None:
+def test_unusable_input_is_refused_in_one_sentence(name: str, size: object, sentence: str) -> None:
     with pytest.raises(InputError) as caught:
         measure(name, size)
     assert str(caught.value) == sentence
