@@ -1,4 +1,4 @@
-"""The command line. Exit code 0: done, 2: what was given cannot be used, 1: something failed here.
+"""The command line. Exit code 0: done, 1: something failed here, 2: what was given cannot be used, 3: a run diverged.
 
 Results go to stdout, with --json as JSON in its last line, all else to stderr. torch is imported only where needed.
 """
@@ -37,11 +37,14 @@ def main(argv: list[str] | None = None) -> int:
             arguments.run = folder.find(where.checkpoints, arguments.run)
         return int(arguments.command(arguments, where) or 0)
     except CnnDemoError as error:
-        print(f"cnn_demo: {error}", file=sys.stderr)
+        say(f"cnn_demo: {error}")
         return error.exit_code
     except BrokenPipeError:  # `| head` has read enough
         sys.stderr.close()
         return 0
+    except OSError as error:  # a place that may not be read, or a path that is none
+        say(f"cnn_demo: {str(error.filename)[:200]} cannot be used: {error.strerror}.")
+        return 2
     except KeyboardInterrupt:
         print("cnn_demo: exited at once; what was saved before is still there.", file=sys.stderr)
         return 1
@@ -88,7 +91,9 @@ def build_parser() -> Parser:
     text = "name, run id, folder, file or hf:owner/name[@revision] (default: the first there is)"
     sub.add_argument("--checkpoint", metavar="NAME", help=text)
     command("evaluate", evaluate, run, as_json, data)
-    command("export", export, run).add_argument("folder", metavar="FOLDER", type=Path)
+    sub = command("export", export, run)
+    sub.add_argument("folder", metavar="FOLDER", type=Path)
+    sub.add_argument("--force", action="store_true", help="also into a folder that holds something else")
     command("push", push, run, repo).add_argument("--private", action="store_true", help="make the repository private")
     command("pull", pull).add_argument("name", metavar="OWNER/NAME[@REVISION]")
     sub = command("space", space, repo)
@@ -100,7 +105,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def train(arguments: argparse.Namespace, where: settings.Settings) -> None:
+def train(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """Train a network. Ctrl-C stops and saves, a second one exits at once."""
     names = {field.name for field in dataclasses.fields(RunConfig)[1:]}
     changes = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
@@ -117,12 +122,13 @@ def train(arguments: argparse.Namespace, where: settings.Settings) -> None:
     token = hub.machine_login()
     job = jobs.launch(where.hub, config.to_command(), arguments.flavor, arguments.space, arguments.push, token)
     print(f"started {job}\nnext: python -m cnn_demo pull {arguments.push}")
+    return 0
 
 
-def continue_run(arguments: argparse.Namespace, where: settings.Settings) -> None:
+def continue_run(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """Continue a stopped, failed or interrupted run from its last checkpoint."""
     config = arguments.run.config
-    follow(arguments.run, config, load_data(config.dataset, arguments, where), where, arguments.json)
+    return follow(arguments.run, config, load_data(config.dataset, arguments, where), where, arguments.json)
 
 
 def local_name(name: str, where: settings.Settings) -> str:
@@ -133,7 +139,7 @@ def local_name(name: str, where: settings.Settings) -> str:
         return name
     from .sharing import hub
 
-    source = hub.pull(where.checkpoints, where.hub, name, hub.machine_login()).source
+    source = hub.pull(where.checkpoints, where.hub, name, hub.machine_login(), notify=say).source
     return f"{PREFIX}{source['repo']}@{source['commit']}"
 
 
@@ -155,8 +161,8 @@ def load_data(name: str, arguments: argparse.Namespace, where: settings.Settings
     return found
 
 
-def follow(run: Run | None, config: RunConfig, data: Dataset, where: settings.Settings, as_json: bool) -> None:
-    """Train a run (None: a new one), print what happens to stderr and its result to stdout; above rank 0 nothing."""
+def follow(run: Run | None, config: RunConfig, data: Dataset, where: settings.Settings, as_json: bool) -> int:
+    """Train a run (None: a new one), print events to stderr, its result to stdout; return the exit code."""
     from .runs import folder, recording
     from .training import device, distributed
 
@@ -165,7 +171,8 @@ def follow(run: Run | None, config: RunConfig, data: Dataset, where: settings.Se
     if rank.number > 0:
         with stop_on_interrupt(rank) as stop, distributed.joined(rank) as group:
             place = device.pick_device(rank.local)
-            return recording.train_as_worker(where.checkpoints, run, config, data, place, stop, group)
+            recording.train_as_worker(where.checkpoints, run, config, data, place, stop, group)
+            return 0
     run = run or folder.create(where.checkpoints, config)
     say(f"run       {run.id}\ncommand   {run.config.to_command()}")
     with stop_on_interrupt(rank) as stop, distributed.joined(rank) as group:
@@ -174,12 +181,14 @@ def follow(run: Run | None, config: RunConfig, data: Dataset, where: settings.Se
             show_event(event, history, run.config, show)
     end, checkpoint = history.finished, str(run.folder / "model.safetensors")
     assert end is not None
+    code = 3 if end.reason == "diverged" else 0
     if as_json:
         result: dict[str, Any] = {"run_id": run.id, "model": config.model, "dataset": data.name, "reason": end.reason}
         result |= {"epochs": end.epochs, "steps": end.step, "seconds": round(end.seconds, 2)}
         result |= {"images_per_second": round(end.images_per_second, 1), "validation_accuracy": end.validation_accuracy}
         result |= {"test_accuracy": end.test_accuracy, "test_pictures": end.test_pictures, "checkpoint": checkpoint}
-        return print(json.dumps(result))
+        print(json.dumps(result))
+        return code
     print(f"{end.reason}: {end.message}")
     print(f"{end.step} steps in {clock(end.seconds)}, {end.images_per_second:,.0f} images/s")
     if end.test_accuracy is not None:
@@ -188,6 +197,7 @@ def follow(run: Run | None, config: RunConfig, data: Dataset, where: settings.Se
         print(f"calibration error {found['ece_after']:.2%} ({found['ece_before']:.2%} before temperature scaling)")
     again = "continue" if end.reason == "stopped" else "classify PICTURE --checkpoint"
     print(f"checkpoint {checkpoint}\nnext: python -m cnn_demo {again} {run.id}")
+    return code
 
 
 def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
@@ -249,8 +259,14 @@ def evaluate(arguments: argparse.Namespace, where: settings.Settings) -> None:
 
 def export(arguments: argparse.Namespace, where: settings.Settings) -> None:
     """Write a run's float16 weights, model card, log and curve into a folder."""
+    from .runs.files import EVALUATION, LOG, WEIGHTS
     from .sharing import export as exports
 
+    folder, known = arguments.folder, {*exports.FILES, EVALUATION}
+    found = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
+    if found and not {WEIGHTS, LOG} <= found <= known and not arguments.force:
+        replaced = ", ".join(sorted(found & known)) or "no file"
+        raise InputError(f"{folder} holds something other than an export ({replaced} would be replaced); see --force.")
     exports.export(arguments.run, arguments.folder)
     print(arguments.folder)
 
@@ -259,14 +275,15 @@ def push(arguments: argparse.Namespace, where: settings.Settings) -> None:
     """Save a run to the Hugging Face Hub: one commit, with a model card and a tag."""
     from .sharing import hub
 
-    print(hub.push(arguments.run, where.hub, arguments.name, hub.machine_login(), arguments.private, line_reporter()))
+    token, report = hub.machine_login(), line_reporter()
+    print(hub.push(arguments.run, where.hub, arguments.name, token, arguments.private, report, say))
 
 
 def pull(arguments: argparse.Namespace, where: settings.Settings) -> None:
     """Download a checkpoint from the Hugging Face Hub; it then works offline."""
     from .sharing import hub
 
-    run = hub.pull(where.checkpoints, where.hub, arguments.name, hub.machine_login())
+    run = hub.pull(where.checkpoints, where.hub, arguments.name, hub.machine_login(), notify=say)
     print(f"{run.folder}\nnext: python -m cnn_demo classify PICTURE --checkpoint {run.id}")
 
 

@@ -20,7 +20,7 @@ class HubError(CnnDemoError):
 
     def __init__(self, message: str, answered: bool = False) -> None:
         super().__init__(message)
-        self.answered = answered  # whether the Hub was reached
+        self.answered = answered  # whether its answer is final, so that a local copy must not stand in for it
 
 
 class InputError(CnnDemoError):

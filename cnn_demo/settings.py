@@ -1,19 +1,39 @@
 """The environment: the only module that reads os.environ, and where the program finds its files."""
 
+import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from .errors import InputError
+
+UPLOADS = "uploads"  # in the cache: what visitors send
 ROOT = Path(__file__).resolve().parent.parent  # the checkout, or site-packages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What visitors may use, so that all have their part. A source is a signed-in user, or a network address."""
+
+    waiting: float = math.inf  # runs in the queue
+    waiting_each: float = math.inf  # of one source, such as a class behind one address
+    minutes: float = math.inf  # of training at a time, signed out
+    minutes_signed_in: float = math.inf
+    disk_gb: float = math.inf  # for runs and opened checkpoints; 1 GB of the disk stays free in any case
+    runs: float = math.inf  # kept of one source
+
+
+SPACE_LIMITS = Limits(waiting=100, waiting_each=30, minutes=10, minutes_signed_in=60, disk_gb=5, runs=20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Where things are."""
+    """Where things are, and how much of them visitors may use."""
 
     checkpoints: Path  # shipped checkpoints and runs
     data: Path | None  # a folder with CIFAR-10; None: download it
@@ -22,6 +42,7 @@ class Settings:
     sign_in: bool = False  # whether visitors can sign in to it
     is_space: bool = False  # whether this is a Hugging Face Space
     toronto: str  # address of the page that offers CIFAR-10
+    limits: Limits = Limits()
 
 
 class Rank(NamedTuple):
@@ -58,6 +79,19 @@ def prepare_environment() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "active")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # a longer wait takes the core from the server
     os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")  # the machine's login is never used unasked
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(read().cache / UPLOADS))
+
+
+def read_limits(usual: Limits) -> Limits:
+    """Return the limits as set by CNN_DEMO_WAITING, CNN_DEMO_MINUTES and so on, 0 for none. Raises InputError."""
+    found = {}
+    for field in dataclasses.fields(Limits):
+        name = f"CNN_DEMO_{field.name.upper()}"
+        try:
+            found[field.name] = float(os.environ.get(name) or getattr(usual, field.name)) or math.inf
+        except ValueError as error:
+            raise InputError(f"{name}: enter a number, 0 for no limit, not {os.environ[name]!r}.") from error
+    return Limits(**found)
 
 
 def read() -> Settings:
@@ -74,4 +108,5 @@ def read() -> Settings:
         sign_in=bool(get("OAUTH_CLIENT_ID") or get("CNN_DEMO_SIGN_IN")),
         is_space=bool(get("SPACE_ID")),
         toronto=(get("CNN_DEMO_TORONTO") or "https://www.cs.toronto.edu/~kriz").rstrip("/"),
+        limits=read_limits(SPACE_LIMITS if get("SPACE_ID") else Limits()),
     )

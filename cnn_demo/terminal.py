@@ -33,9 +33,9 @@ def stop_on_interrupt(rank: Rank) -> Iterator[Callable[[], bool]]:
 
 
 def say(text: str) -> None:
-    """Print a line to stderr, in place of the live one."""
+    """Print lines to stderr, in place of the live one; a stranger's text cannot steer the terminal."""
     clear_line()
-    print(text, file=sys.stderr)
+    print("".join(c if c.isprintable() or c == "\n" else "?" for c in text), file=sys.stderr)
 
 
 def line_reporter() -> Callable[[str, float], None]:

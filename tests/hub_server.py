@@ -24,6 +24,7 @@ from tests.hub_wire import ok, ranged, read_chunks, send, xet_hashes
 
 MOCK_TOKEN = "mock-oauth-token-for-local-dev"  # of Gradio's mock sign-in
 REPO = r"(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)"
+SIGNATURE = "X-Amz-Signature=0123abcd"  # of a presigned address: who has it may write there
 LFS_SUFFIXES = (".safetensors", ".parquet")
 
 
@@ -62,7 +63,8 @@ class Fault:
     status: int = 500
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
-    how: str = "answer"  # or: drop (the connection), cut (the body in half), wait (`seconds`, then answer)
+    # or: drop (the connection), cut (the body in half), alter (its last byte), wait (`seconds`, then answer)
+    how: str = "answer"
     seconds: float = 0.0
 
 
@@ -150,6 +152,8 @@ class HubServer:
             status, code, sentence = error.args
             content = json.dumps({"error": sentence}).encode()
             headers = {"X-Error-Message": sentence} | ({"X-Error-Code": code} if code else {})
+        if fault and fault.how == "alter" and content:
+            content = content[:-1] + bytes([content[-1] ^ 1])
         send(request, status, content, headers, cut=bool(fault and fault.how == "cut"))
 
     def route(
@@ -249,7 +253,7 @@ class HubServer:
             self.demand(user, token)
             objects = []
             for asked in sent()["objects"]:
-                put, check = {"href": f"{self.url}/lfs/{asked['oid']}"}, {"href": f"{self.url}/lfs/verify"}
+                put, check = {"href": f"{self.url}/lfs/{asked['oid']}?{SIGNATURE}"}, {"href": f"{self.url}/lfs/verify"}
                 actions = {} if asked["oid"] in self.blobs else {"actions": {"upload": put, "verify": check}}
                 objects.append({**asked, **actions})
             return ok({"transfer": "basic", "objects": objects})
@@ -341,9 +345,10 @@ class HubServer:
                 self.blobs[sha256] = content
             size = len(self.blobs[sha256]) if sha256 in self.blobs else self.xet_hashes()[sha256][1]
             lfs = {"oid": sha256, "sha256": sha256, "size": size, "pointerSize": 130}
-            return {"oid": hashlib.sha1(sha256.encode()).hexdigest(), "size": size, "lfs": lfs}
-        git = b"blob %d\0" % len(content) + content
-        return {"oid": hashlib.sha1(git).hexdigest(), "size": len(content)}
+            oid = hashlib.sha1(sha256.encode()).hexdigest()
+            return {"oid": oid, "blobId": oid, "size": size, "lfs": lfs}
+        oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        return {"oid": oid, "blobId": oid, "size": len(content)}
 
     def bytes_of(self, content: bytes | str) -> bytes:
         if isinstance(content, bytes):

@@ -35,9 +35,11 @@ class Answer:
 
 @torch.inference_mode()
 def classify(network: Network, checkpoint: Checkpoint, pixels: Tensor) -> Answer:
-    """Return the answer for uint8 `3,32,32`. `network` is the checkpoint's, in eval mode."""
+    """Return the answer for uint8 `3,32,32`. `network` is the checkpoint's, in eval mode. Raises CheckpointError."""
     logits = network(normalise(pixels[None], checkpoint.mean, checkpoint.std))[0]
     scores = (logits / checkpoint.temperature).softmax(0)
+    if not bool(scores.isfinite().all()):
+        raise CheckpointError(f"The weights of {checkpoint.name} are too large: their answer is not a finite number.")
     order = scores.argsort(descending=True).tolist()
     highest_energy, lowest_score = checkpoint.limits or (math.inf, 0.0)
     return Answer(

@@ -1,18 +1,22 @@
 """From a visitor's file to the pixels a network sees: centre square, 32x32. The page and the command line share it."""
 
 import io
+import logging
+import threading
 import warnings
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from ..errors import DataError
 
 INPUT_PX = 32
-LARGEST_PX = 100_000_000  # width x height; a phone's largest photos have 50 to 200 million
+LARGEST_PX = 25_000_000  # width x height; in memory a picture takes up to 16 bytes for each
+LARGEST_JPEG_PX = 100_000_000  # those of a phone's largest photos are decoded at half the size or less
+LARGE = threading.Lock()  # one large photo at a time
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow knows more, some of which start other programs
 
@@ -20,21 +24,27 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow knows more, so
 def read_picture(path: Path) -> Image.Image:
     """Return the picture in a file as RGB, upright. Raises DataError where there is none, damaged or too large."""
     warnings.filterwarnings("ignore", module=r"PIL\.")  # on slight damage; with paths of its source code
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # likewise
     try:
         if path.is_dir():
             raise DataError(f"The folder {path} holds no pictures ({', '.join(SUFFIXES)}).")
         if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
             raise DataError(f"{path} is not a file.")
         with Image.open(path, formats=FORMATS) as picture:
-            if picture.width * picture.height > LARGEST_PX:
-                raise DataError(f"{path} has {picture.width} x {picture.height} pixels; {LARGEST_PX:,} are allowed.")
-            return to_rgb(picture)
+            size, largest = picture.size, LARGEST_JPEG_PX if picture.format == "JPEG" else LARGEST_PX
+            if size[0] * size[1] > largest:
+                raise DataError(f"{path} has {size[0]} x {size[1]} pixels; {largest:,} are allowed ({picture.format}).")
+            if size[0] * size[1] <= LARGEST_PX:
+                return to_rgb(picture)
+            with LARGE:
+                picture.draft("RGB", (2048, 2048))  # not smaller than this
+                return to_rgb(picture)
     except DataError:
         raise
     except UnidentifiedImageError as error:
         raise DataError(f"{path} is not a picture; give one of {', '.join(SUFFIXES)}.") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is too large; {LARGEST_PX:,} pixels are allowed.") from error
+        raise DataError(f"{path} is too large; {LARGEST_JPEG_PX:,} pixels are allowed.") from error
     except Exception as error:  # on a damaged file Pillow raises OSError, SyntaxError, struct.error and many more
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or "it is damaged"
         raise DataError(f"{str(path)[:200]} cannot be read ({reason[:100]}).") from error
@@ -62,11 +72,16 @@ def crop(picture: Image.Image) -> Image.Image:
 
 def to_input(square: Image.Image) -> Tensor:
     """Return what the network sees of a square picture: uint8 `3,32,32`, each an average over its source pixels."""
-    pixels: Tensor = pil_to_tensor(square.resize((INPUT_PX, INPUT_PX), Image.Resampling.BICUBIC, reducing_gap=3.0))
-    return pixels
+    small = square.resize((INPUT_PX, INPUT_PX), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
+    return pixels.view(INPUT_PX, INPUT_PX, 3).permute(
+        2, 0, 1
+    )  # torchvision does the same, but takes a second to import
 
 
 def to_png(pixels: Tensor) -> bytes:
     """Return uint8 `3,H,W` as a PNG file."""
-    to_pil_image(pixels.cpu()).save(file := io.BytesIO(), "PNG")
+    rows = pixels.cpu().permute(1, 2, 0)
+    picture = Image.frombytes("RGB", (rows.shape[1], rows.shape[0]), bytes(rows.flatten().tolist()))
+    picture.save(file := io.BytesIO(), "PNG")
     return file.getvalue()

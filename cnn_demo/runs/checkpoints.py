@@ -4,6 +4,8 @@ Anyone may have written it: never a pickle, and size, metadata, names, shapes an
 """
 
 import json
+import math
+import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..networks.catalog import NETWORKS
 from ..networks.models import Network, construct
+from ..training.events import LARGEST
 from .files import CONFIG, EVALUATION, SOURCE, WEIGHTS, modified, read_json, write_file
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,80}")  # of a run, a shipped checkpoint, or a file of ours: never a path
@@ -80,7 +83,8 @@ def pulled_folders(root: Path, repo: str, revision: str) -> list[Path]:
 
 def checkpoint_names(root: Path) -> list[str]:
     """Return the names of all checkpoints in `root`: those named after their network, then runs, the latest first."""
-    folders = [path.parent for path in root.glob(f"*/{WEIGHTS}") if NAME.fullmatch(path.parent.name)]
+    files = [path for path in root.glob(f"*/{WEIGHTS}") if NAME.fullmatch(path.parent.name)]
+    folders = [file.parent for file in files if os.path.isfile(file)]
     shipped = {folder.name for folder in folders if folder.name in NETWORKS}
     rest = sorted((f for f in folders if f.name not in shipped), key=modified, reverse=True)
     return sorted(shipped, reverse=True) + [folder.name for folder in rest]
@@ -164,6 +168,9 @@ def _metadata(metadata: dict[str, str]) -> dict[str, Any]:
         "classes": isinstance(classes, list) and 2 <= len(classes) <= 1000 and {type(c) for c in classes} == {str},
         "mean or std": all(len(c) == 3 and all(type(v) is float and 1e-3 <= v <= 1 for v in c) for c in colours),
         "temperature": 0.05 <= float(fields["temperature"]) <= 20,
+        "step": 0 <= int(fields["step"]) <= LARGEST,
+        "validation_accuracy": accuracy is None or 0 <= float(accuracy) <= 1,
+        "limits": limits is None or (math.isfinite(limits[0]) and math.isfinite(limits[1])),
     }
     if wrong := [name for name, is_correct in correct.items() if not is_correct]:
         raise ValueError(", ".join(wrong))

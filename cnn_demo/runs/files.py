@@ -3,11 +3,12 @@
 import contextlib
 import errno
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import DiskError, RunError
 from ..training import events
@@ -24,7 +25,9 @@ OWNER = "owner"  # SHA-256 of the owner's secret
 SOURCE = "source.json"  # where a pulled run is from
 STOP = "stop"  # there while another process asks the one that trains to stop
 LOCK = "lock"  # locked by the process that trains; the system unlocks it when that process ends
+LONG_LOG = 20_000  # lines; an hour of training has 14,400
 PART = ".part"  # suffix of a file that is being written
+UNREADABLE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # what a damaged line raises
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -55,14 +58,14 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def writing(path: Path, advice: str = "") -> Iterator[None]:
+def writing(path: Path, advice: str = "", what: str = "written") -> Iterator[None]:
     """Turn an error of the disk into one sentence: RunError where the place is wrong, DiskError where the disk is."""
     try:
         yield
     except OSError as error:
         wrong_place = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST)
         kind = RunError if wrong_place else DiskError
-        raise kind(f"{path} cannot be written: {error.strerror}. {advice}".rstrip()) from error
+        raise kind(f"{path} cannot be {what}: {error.strerror}. {advice}".rstrip()) from error
 
 
 def modified(path: Path) -> float:
@@ -75,30 +78,44 @@ def modified(path: Path) -> float:
 class EventLog:
     """events.jsonl of one run. Only who has locked the run may append."""
 
+    _reported: ClassVar[set[Path]] = set()  # damaged ones, each once
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._next_seq = 0
 
     def read(self, after: int = -1) -> list[Event]:
-        """Return the events with a `seq` above `after`. A last line that a crash cut off is left out."""
-        found = []
-        with contextlib.suppress(FileNotFoundError):
-            for line in self.path.read_bytes().splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    event = events.from_dict(json.loads(line))
-                    if event.seq > after:
-                        found.append(event)
+        """Return the events with a `seq` above `after`. Damaged lines are left out; of our own log the first is logged.
+
+        A last line that a crash cut off is left out, too. Raises RunError where the file cannot be read.
+        """
+        found, lines = [], [b""]
+        with writing(self.path, what="read"), contextlib.suppress(FileNotFoundError):
+            lines = self.path.read_bytes().split(b"\n")
+        step = 1 + len(lines) // LONG_LOG
+        for number, line in enumerate(lines, start=1):
+            if number % step and number < len(lines) - 1 and b'"Progress"' in line[:40]:
+                continue  # of a run of hours no screen shows each point
+            try:
+                event = events.from_dict(json.loads(line))
+            except UNREADABLE:
+                if number < len(lines) and self.path not in self._reported and not self.path.with_name(SOURCE).exists():
+                    self._reported.add(self.path)
+                    logger = logging.getLogger(__name__)
+                    logger.warning("Line %d of the log of %s is damaged and left out", number, self.path.parent.name)
+            else:
+                if event.seq > after:
+                    found.append(event)
         return found
 
     def size(self) -> int:
         """Return the size in bytes; it changes whenever something happens."""
-        return self.path.stat().st_size if self.path.is_file() else 0
+        return os.path.getsize(self.path) if os.path.isfile(self.path) else 0
 
     def repair(self) -> None:
         """Cut off a half-written last line, and find the next `seq`."""
-        with contextlib.suppress(FileNotFoundError):
-            content = self.path.read_bytes()
-            os.truncate(self.path, content.rfind(b"\n") + 1)
+        with writing(self.path), contextlib.suppress(FileNotFoundError):
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
         self._next_seq = max((event.seq for event in self.read()), default=-1) + 1
 
     def append(self, event: Event) -> Event:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import re
 import secrets
 import shutil
@@ -29,6 +30,9 @@ from .history import History, history_of
 from .start import resolve_start
 
 TITLE_LENGTH = 80
+MADE = re.compile(r"-\d{8}-(\d\d)(\d\d)\d\d-[0-9a-f]{8}$")  # ends the id of a run that was made here
+UNMADE_SECONDS = 3600  # old is a run folder without a log that nobody is making any more
+UNKNOWN_SOURCE = {"repo": "the Hub", "commit": "", "revisions": []}  # where the file is damaged
 
 
 class Run:
@@ -50,19 +54,27 @@ class Run:
     @cached_property
     def owner(self) -> str:
         """The hash of its owner's secret; "" if it has none: it was shipped, or made from the command line."""
-        with contextlib.suppress(FileNotFoundError):
-            return (self.folder / files.OWNER).read_text()
-        return ""
+        try:
+            return (self.folder / files.OWNER).read_text("ascii") or "damaged"
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError):
+            return "damaged"  # no secret's: the run is nobody's, and in nobody's list
 
     def belongs_to(self, secret: str) -> bool:
         """Tell whether `secret` is its owner's."""
         return bool(secret) and secrets.compare_digest(self.owner, hash_secret(secret))
 
+    def is_private_to_others(self, secret: str) -> bool:
+        """Tell whether it is from a private repository and not of `secret`: its weights and source are hidden."""
+        return bool(self.source and self.owner and self.source.get("private", True) and not self.belongs_to(secret))
+
     @cached_property
     def source(self) -> dict[str, Any]:
         """Where it was pulled from: repo, commit, revisions (names it was pulled by); {} where it was trained here."""
         found = read_json(self.folder / files.SOURCE)
-        return found if isinstance(found, dict) else {}
+        right = isinstance(found, dict) and all(type(found.get(n)) is type(v) for n, v in UNKNOWN_SOURCE.items())
+        return found if right else dict(UNKNOWN_SOURCE) if self.has(files.SOURCE) else {}
 
     def add_revision(self, revision: str) -> None:
         """Record another name that it was pulled by. Raises DiskError where that fails."""
@@ -81,9 +93,9 @@ class Run:
             return self.id
         name = NETWORKS[config.model].title
         if self.source:
-            return f"{name} from {self.source.get('repo', 'the Hub')}"
+            return f"{name} from {self.source['repo']}"
         budget = f"{config.epochs} epoch{'s' * (config.epochs > 1)}" if config.epochs else f"{config.seconds:g} s"
-        started = re.search(r"-\d{8}-(\d\d)(\d\d)\d\d-", self.id)
+        started = MADE.search(self.id)
         return ", ".join([name, budget, *([f"{started[1]}:{started[2]}"] if started else [])])
 
     def rename(self, title: str) -> None:
@@ -109,7 +121,7 @@ class Run:
 
     def is_locked(self) -> bool:
         """Tell whether a living process works on the run."""
-        if not (self.folder / files.LOCK).is_file():
+        if not self.has(files.LOCK):
             return False
         try:
             with FileLock(self.folder / files.LOCK, timeout=0.02, poll_interval=0.002):
@@ -124,7 +136,7 @@ class Run:
 
     def is_stop_requested(self) -> bool:
         """Tell whether another process asked this one to stop."""
-        return (self.folder / files.STOP).exists()
+        return os.path.exists(self.folder / files.STOP)
 
     def history(self) -> History:
         """Return the run's history; its state is `interrupted` where it never ended and no process works on it."""
@@ -134,11 +146,14 @@ class Run:
         return history
 
     def summary(self) -> dict[str, Any]:
-        """Return the run in a line of JSON-ready values; its network is "damaged" where config.json is."""
-        history, model, dataset = self.history(), "damaged", "damaged"
+        """Return the run in a line of JSON-ready values; its network is "damaged" where config.json or the log is."""
+        history, model, dataset = History(state="interrupted"), "damaged", "damaged"
         with contextlib.suppress(RunError):
+            history = self.history()
             model, dataset = self.config.model, self.config.dataset
         latest, best, end = history.latest, history.best, history.finished
+        if self.source:
+            best, end = None, None  # what a stranger's log claims
         return {
             **{"title": self.title, "model": model, "dataset": dataset, "state": history.state},
             "step": latest.step if latest else 0,
@@ -148,7 +163,7 @@ class Run:
 
     def has(self, name: str) -> bool:
         """Tell whether it has a file: weights from the first snapshot on, an evaluation when it was tested."""
-        return (self.folder / name).is_file()
+        return os.path.isfile(self.folder / name)
 
     def write_json(self, name: str, values: Any) -> None:
         """Write one of its files. Raises RunError or DiskError where that fails."""
@@ -172,6 +187,7 @@ def create(root: Path, config: RunConfig, owner: str = "") -> Run:
     """
     config = resolve_start(root, config)
     run = Run(root / f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}")
+    _remove_unmade(root)
     with writing(root, "Name another folder with CNN_DEMO_CHECKPOINTS."):
         run.folder.mkdir(parents=True)
         if owner:
@@ -179,6 +195,17 @@ def create(root: Path, config: RunConfig, owner: str = "") -> Run:
         write_file(run.folder / files.CONFIG, json.dumps(describe_config(config), indent=1).encode())
     run.log.append(RunQueued())
     return run
+
+
+def _remove_unmade(root: Path) -> None:
+    """Delete the folders of runs that were killed while they were being made: without a log no list shows them."""
+    for folder in root.glob("*-*-*-*"):
+        with contextlib.suppress(OSError):
+            names = {path.name.removesuffix(files.PART) for path in folder.iterdir()}
+            old = time.time() - modified(folder) > UNMADE_SECONDS
+            unmade = MADE.search(folder.name) and old and names <= {files.CONFIG, files.OWNER, files.LOCK}
+            if unmade and not Run(folder).is_locked():
+                shutil.rmtree(folder)
 
 
 def discard(run: Run) -> None:
@@ -189,7 +216,7 @@ def discard(run: Run) -> None:
 
 def get(root: Path, run_id: str) -> Run | None:
     """Return the run of that id, None where there is none."""
-    return Run(root / run_id) if NAME.fullmatch(run_id) and (root / run_id / files.LOG).is_file() else None
+    return Run(root / run_id) if NAME.fullmatch(run_id) and os.path.isfile(root / run_id / files.LOG) else None
 
 
 def find(root: Path, run_id: str) -> Run:
@@ -202,8 +229,8 @@ def find(root: Path, run_id: str) -> Run:
 
 def list_runs(root: Path) -> list[Run]:
     """Return all runs, the latest first."""
-    folders = [path.parent for path in root.glob(f"*/{files.LOG}") if NAME.fullmatch(path.parent.name)]
-    return [Run(folder) for folder in sorted(folders, key=modified, reverse=True)]
+    found = [run for path in root.glob(f"*/{files.LOG}") if (run := get(root, path.parent.name))]
+    return sorted(found, key=lambda run: modified(run.folder), reverse=True)
 
 
 def describe_config(config: RunConfig) -> dict[str, Any]:
@@ -223,4 +250,4 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
 
 def hash_secret(secret: str) -> str:
     """Return the SHA-256 of a secret in hexadecimal: what the disk may hold of it."""
-    return hashlib.sha256(secret.encode()).hexdigest()
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()

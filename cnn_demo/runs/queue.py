@@ -1,9 +1,11 @@
-"""Runs that wait and run: first come, first served, one worker thread per device, one active run per owner."""
+"""Runs that wait and run: one worker thread per device, one active run per owner, sources in turn."""
 
 import contextlib
 import logging
 import math
 import threading
+import time
+from collections import Counter
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,8 +23,8 @@ from .folder import Run
 from .history import History
 from .status import about
 
+SIGNED_IN = "user "  # begins the source of a visitor who is signed in
 CAN_CONTINUE = ("stopped", "failed", "interrupted")
-SPACE_QUEUE = 50  # runs that may wait on a Space
 
 
 @dataclass(eq=False)
@@ -31,6 +33,8 @@ class Job:
 
     run: Run
     owner: str
+    source: str  # the visitor's: "user NAME" if they are signed in, else their network address
+    seconds: float  # of training at a time
     history: History
     visitor: Context  # of the owner's request: on ZeroGPU the run uses their quota
     stop: threading.Event = field(default_factory=threading.Event)
@@ -46,24 +50,29 @@ class Queue:
         self._settings, self._data, self._devices = settings, data, devices
         self._jobs: dict[str, Job] = {}  # waiting and running
         self._waiting: list[Job] = []
+        self._served: dict[str, float] = {}  # when a source's last run began, of those in the queue
         self._workers: list[threading.Thread] = []
         self._rates: dict[str, float] = {}  # measured images per second of a network
         self._closed = False
 
-    def check(self, owner: str) -> None:
-        """Raise RunError where `owner` has an active run, or too many runs wait."""
+    def check(self, owner: str, source: str) -> None:
+        """Raise RunError where `owner` has an active run, or too many runs wait, in all or of their source."""
         if not owner:
             raise RunError("A run needs an owner: any secret text, by which you stop or continue it later.")
         if active := self.active(owner):
             raise RunError(f"You have an active run, {active}; stop it first, or wait until it ends.")
-        if self._settings.is_space and len(self._waiting) >= SPACE_QUEUE:
-            raise RunError(f"{SPACE_QUEUE} runs are waiting already. Try again later, or duplicate the Space.")
+        limits, sources = self._settings.limits, [job.source for job in self._waiting]
+        if len(sources) >= limits.waiting:
+            raise RunError(f"{len(sources)} runs are waiting already. Try again later, or duplicate the Space.")
+        if sources.count(source) >= limits.waiting_each:
+            whose = "of yours" if source.startswith(SIGNED_IN) else "from your network address"
+            raise RunError(f"{sources.count(source)} runs {whose} are waiting already; start again when one has ended.")
 
-    def add(self, run: Run, owner: str) -> None:
-        """Queue a run. Raises what `check` raises."""
-        job = Job(run=run, owner=owner, history=run.history(), visitor=copy_context())
+    def add(self, run: Run, owner: str, source: str, seconds: float) -> None:
+        """Queue a run, which then trains for `seconds` at most. Raises what `check` raises."""
+        job = Job(run, owner, source, seconds, run.history(), visitor=copy_context())
         with self.changed:
-            self.check(owner)
+            self.check(owner, source)
             self._jobs[run.id] = job
             self._waiting.append(job)
             for device in [] if self._workers else self._devices:
@@ -136,7 +145,10 @@ class Queue:
                 self.changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-                job = self._waiting.pop(0)
+                self._waiting.remove(job := self._line()[0])
+                present = {other.source for other in self._jobs.values()}
+                self._served = {name: at for name, at in self._served.items() if name in present}
+                self._served[job.source] = time.monotonic()
             try:
                 self._train(job, device)
             except Exception as error:  # it is in the run's log; the next run must have its turn
@@ -158,11 +170,12 @@ class Queue:
         except Exception as error:
             recording.end_run(job.run, "failed", str(error))
             raise
-        job.note = ""
+        job.note, end = "", time.monotonic() + job.seconds
         if zero.is_zero():
             steps = zero.train_run(job.run, self._settings, job.stop.is_set, job.visitor)
         else:
-            steps = recording.train_run(job.run, data, device, job.stop.is_set)
+            stop = lambda: job.stop.is_set() or time.monotonic() > end  # noqa: E731
+            steps = recording.train_run(job.run, data, device, stop)
         try:
             for event in steps:
                 if isinstance(event, RunFinished):
@@ -178,6 +191,15 @@ class Queue:
                     recording.end_run(job.run, "failed", str(error))
             raise
 
+    def _line(self) -> list[Job]:
+        """Return the waiting jobs in order: the first of each source, served longest ago first, then the second."""
+        turns = Counter(job.source for job in self._jobs.values() if job not in self._waiting)
+        keyed = []
+        for arrival, job in enumerate(self._waiting):
+            keyed.append((turns[job.source], self._served.get(job.source, 0.0), arrival, job))
+            turns[job.source] += 1
+        return [job for *_, job in sorted(keyed, key=lambda key: key[:3])]
+
     def _state(self, job: Job) -> str:
         if job in self._waiting:
             return "queued"
@@ -188,8 +210,8 @@ class Queue:
     def _describe(self, job: Job, state: str) -> str | None:
         """Return what only the queue knows of a job, in words; None where its history says it all."""
         if state == "queued":
-            ahead = [other for other in self._jobs.values() if other not in self._waiting]
-            ahead += self._waiting[: (place := self._waiting.index(job))]
+            ahead, line = [other for other in self._jobs.values() if other not in self._waiting], self._line()
+            ahead += line[: (place := line.index(job))]
             seconds = sum(map(self._seconds_left, ahead)) / len(self._devices)
             ordinal = {0: "next", 1: "2nd", 2: "3rd"}.get(place, f"{place + 1}th")
             return f"Waiting: {ordinal} in line" + ("" if math.isnan(seconds) else f", {about(seconds)}")

@@ -25,7 +25,7 @@ from ..training.events import CheckpointSaved, Event, RunFinished
 from ..training.loop import ALONE, Snapshot, train
 from ..training.scoring import Best, Calibration, Evaluation
 from .checkpoints import NAME, Checkpoint, pack_tensors, read_checkpoint, write_checkpoint
-from .files import EVALUATION, RESUME, STATE, STOP, WEIGHTS, write_file, writing
+from .files import EVALUATION, RESUME, STATE, STOP, UNREADABLE, WEIGHTS, write_file, writing
 from .folder import Run
 from .start import find_start, resolve_start
 
@@ -42,7 +42,8 @@ def train_run(run: Run, data: Dataset, device: torch.device, stop: Stop, group: 
             raise RunError(
                 f"The run {run.id} has {state} and cannot be continued; start a new one from it: --start-from {run.id}."
             )
-        (run.folder / STOP).unlink(missing_ok=True)
+        with writing(run.folder):
+            (run.folder / STOP).unlink(missing_ok=True)
         try:
             network, start = _prepare(run.folder.parent, run, run.config, data)
             for item in train(network, data, run.config, device=device, stop=stop, start=start, group=group):
@@ -78,12 +79,24 @@ def end_run(run: Run, reason: str, message: str) -> None:
 
 
 def _prepare(root: Path, run: Run | None, config: RunConfig, data: Dataset) -> tuple[Network, Snapshot | None]:
-    """Return the network before its first step in this process, and the snapshot that the loop continues from."""
+    """Return the network before its first step in this process, and what the loop continues from. Raises RunError."""
     start = load_snapshot(run.folder) if run else None
     network = build(config.model, len(data.classes), config.seed)
+    if start and not _fits(start, network, config.optimizer):
+        raise RunError("The saved state of this run cannot be used: it is of another network or optimizer.")
     if start is None and config.start_from:
         network.load_state_dict(find_start(root, config, config.start_from).weights)
     return network, start
+
+
+def _fits(start: Snapshot, network: Network, optimizer: str) -> bool:
+    """Tell whether a snapshot's tensors are those of a network and its optimizer."""
+    keys = ("step", "exp_avg", "exp_avg_sq") if optimizer == "adamw" else ("momentum_buffer",)
+    own = {name: value.shape for name, value in network.state_dict().items()}
+    memory = {f"{n}/{k}": own[n] if k != "step" else () for n, _ in network.named_parameters() for k in keys}
+    kinds = (start.weights, start.best.weights, start.optimizer)
+    weights, best, state = ({name: value.shape for name, value in tensors.items()} for tensors in kinds)
+    return weights == best == own and state in ({}, memory)
 
 
 def _log_end(run: Run, reason: str, message: str) -> None:
@@ -102,7 +115,8 @@ def _log_end(run: Run, reason: str, message: str) -> None:
 def save_snapshot(folder: Path, snapshot: Snapshot, config: RunConfig, data: Dataset) -> None:
     """Write a snapshot. Raises DiskError where that fails; the one before is then still there, whole."""
     resume, best, calibration = folder / RESUME, snapshot.best, snapshot.best.calibration
-    with writing(folder, f"The last checkpoint saved of {folder.name} is still there."):
+    saved = f"The last checkpoint saved of {folder.name} is still there." if (resume / STATE).is_file() else ""
+    with writing(folder, saved):
         resume.mkdir(exist_ok=True)
         if snapshot.best_is_new:
             checkpoint = Checkpoint(
@@ -140,6 +154,9 @@ def load_snapshot(folder: Path) -> Snapshot | None:
         names = {key: str(state.pop(key)) for key in ("weights", "optimizer")}
         if not all(NAME.fullmatch(name) for name in names.values()):
             raise ValueError("file names")
+        numbers = [*map(state.get, ("losses", "seconds", "step", "validated_step")), *state["scaler"].values()]
+        if not all(type(number) in (int, float) and 0 <= number <= events.LARGEST for number in numbers):
+            raise ValueError("numbers")
         saved = read_checkpoint(folder / WEIGHTS, folder.name)
         calibration = Calibration(temperature=saved.temperature, limits=saved.limits) if saved.limits else None
         accuracy = saved.validation_accuracy
@@ -150,5 +167,5 @@ def load_snapshot(folder: Path) -> Snapshot | None:
             best=Best(step=saved.step, weights=saved.weights, accuracy=accuracy, calibration=calibration),
             best_is_new=False,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, CheckpointError) as error:
-        raise RunError(f"The saved state of {folder.name} cannot be used ({error}).") from error
+    except (OSError, AttributeError, SafetensorError, CheckpointError, *UNREADABLE) as error:
+        raise RunError(f"The saved state of {folder.name} cannot be used ({str(error)[:200]}).") from error

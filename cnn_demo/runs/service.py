@@ -3,7 +3,10 @@
 Who knows a run's id may watch it; only its owner may stop, continue, rename or discard it. No run belongs to a page.
 """
 
+import contextlib
 import dataclasses
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,18 +15,18 @@ import torch
 
 from ..errors import CheckpointError, CnnDemoError, ConfigError, RunError
 from ..pictures.sources import DatasetCache
-from ..settings import Settings
+from ..settings import Limits, Settings
 from ..training.config import RunConfig
 from ..training.device import device_name, keep_freed_memory
-from . import folder, zero
+from . import folder, storage, zero
 from .checkpoints import NAME
 from .files import EVALUATION, WEIGHTS
 from .folder import Run
 from .history import History
-from .queue import CAN_CONTINUE, Queue
+from .queue import CAN_CONTINUE, SIGNED_IN, Queue
 from .status import report
 
-SPACE_EPOCHS, SPACE_SECONDS = 50, 3600  # of a run where the queue is shared with strangers
+WATCHED_SECONDS = 60  # since a page last asked for a run
 HISTORIES = 32  # of ended runs, in memory
 Result = TypeVar("Result")
 
@@ -36,38 +39,50 @@ class Service:
         self.root, self.hub, self.sign_in = settings.checkpoints, settings.hub, settings.sign_in
         self.data = DatasetCache(settings)
         devices = [device] if device else find_devices()
-        self.space_note = describe_space(devices[0]) if settings.is_space else ""
-        self._is_space = settings.is_space
+        self.space_note = describe_space(devices[0], settings.limits) if settings.is_space else ""
+        self.is_space, self._limits = settings.is_space, settings.limits
         self._queue = Queue(settings, self.data, devices)
         self.close, self.active = self._queue.close, self._queue.active
         self._histories: dict[Path, tuple[object, History]] = {}  # and from which state of the files they are
         self._summaries: dict[Path, tuple[object, dict[str, Any]]] = {}
+        self._sources: dict[str, str] = {}  # of runs, for the limits; never on the disk
+        self._watched: dict[str, float] = {}  # when a run was last asked for
 
-    def submit(self, config: RunConfig, owner: str) -> str:
-        """Queue a new run of `owner` (a secret of theirs); return its id. Raises RunError, InputError, DiskError."""
-        if self._is_space and ((config.epochs or 0) > SPACE_EPOCHS or (config.seconds or 0) > SPACE_SECONDS):
-            limits = f"at most {SPACE_EPOCHS} epochs or {SPACE_SECONDS:,} seconds"
-            sentence = f"Budget: on a shared Space a run has {limits}. Duplicate the Space for longer ones."
-            raise ConfigError("epochs" if config.epochs else "seconds", sentence)
+    def submit(self, config: RunConfig, owner: str, source: str = "") -> str:
+        """Queue a new run of `owner` (a secret of theirs); return its id. Raises RunError, InputError, DiskError.
+
+        source: whose it is for the limits, "user NAME" or a network address.
+        """
+        if (config.seconds or 0) > (longest := self._seconds(source)):
+            raise ConfigError(
+                "seconds",
+                f"Seconds: here a run lasts at most {longest:,.0f} s, {60 * self._limits.minutes_signed_in:,.0f} s for "
+                "who is signed in. Duplicate the Space for longer ones.",
+            )
         start = config.start_from
         if start and not (NAME.fullmatch(start) and (self.root / start / WEIGHTS).is_file()):
             raise CheckpointError(f"Start from: there is no checkpoint {start[:80]!r} here.")
-        self._queue.check(owner)
+        if start and Run(self.root / start).is_private_to_others(owner):
+            raise CheckpointError("Start from: this checkpoint is from a private repository of someone else.")
+        self._queue.check(owner, source)
+        self.make_room()
         run = folder.create(self.root, config, owner)  # reads and writes files: before anything is locked
+        self._sources[run.id] = source
         try:
-            self._queue.add(run, owner)
+            self._queue.add(run, owner, source, longest)
         except CnnDemoError:
             folder.discard(run)
             raise
         return run.id
 
-    def resume(self, run_id: str, owner: str) -> None:
-        """Queue a run that stopped, failed or was interrupted. Raises RunError where that cannot be."""
+    def resume(self, run_id: str, owner: str, source: str = "") -> str:
+        """Queue a run that stopped, failed or was interrupted; return its id. Raises RunError where that cannot be."""
         run = self._owned(run_id, owner)
         state = "come from the Hub" if run.source else self._history(run).state
         if state not in CAN_CONTINUE and self._queue.find(run_id) is None:
             raise RunError(f"The run {run_id} has {state}; only a run that stopped can be continued.")
-        self._queue.add(run, owner)
+        self._queue.add(run, owner, source, self._seconds(source))
+        return run_id
 
     def stop(self, run_id: str, owner: str) -> None:
         """Stop a run and keep its weights; one that waits leaves the queue. An ended one is left alone."""
@@ -94,22 +109,27 @@ class Service:
         else:
             run, changes = self._find(run_id), {}
             history = self._history(run)
+        self._watched[run_id] = time.monotonic()
         answer = report(run, history, after) | changes
         answer |= {"mine": run.belongs_to(owner), "evaluated": run.has(EVALUATION)}
+        if run.is_private_to_others(owner):
+            answer |= {"title": "a private checkpoint"}
+            answer |= {"source": {"repo": "a private repository", "commit": ""}} if answer["reset"] else {}
         if history.finished:
             answer["end"] = dataclasses.asdict(history.finished)
         return answer
 
     def listing(self, owner: str) -> list[dict[str, Any]]:
         """Return a line for each run that `owner` may see in a list: their own, and those without an owner."""
-        states, found = self._queue.states(), []
+        states, found, surplus = self._queue.states(), [], {run.id for run in self._surplus()}
         for run in folder.list_runs(self.root):
             if run.owner and not run.belongs_to(owner):
                 continue
             summary = _cached(self._summaries, run, run.summary)
             if summary["model"] != "damaged":
                 state = states.get(run.id, summary["state"])
-                found.append({"run": run.id, **summary, "mine": bool(run.owner), "state": state})
+                goes = run.id in surplus  # when the next run starts
+                found.append({"run": run.id, **summary, "mine": bool(run.owner), "state": state, "goes": goes})
         return found
 
     def evaluation(self, run_id: str) -> dict[str, Any] | None:
@@ -119,6 +139,33 @@ class Service:
     def exportable(self, run_id: str, owner: str) -> Run:
         """Return a run that `owner` may save elsewhere: theirs, or one without an owner. Raises RunError."""
         return self._owned(run_id, owner) if self._find(run_id).owner else self._find(run_id)
+
+    def add_opened(self, run: Run, source: str) -> None:
+        """Count a checkpoint that was opened from the Hub as one of a source's runs."""
+        self._sources[run.id], self._watched[run.id] = source, time.monotonic()
+        self.make_room()
+
+    def make_room(self) -> None:
+        """Delete the runs that the limits leave no room for; one that is being trained after all stays."""
+        for run in self._surplus():
+            with contextlib.suppress(CnnDemoError):
+                folder.discard(run)
+        for run_id in [run_id for run_id in list(self._sources) if not (self.root / run_id).is_dir()]:
+            self._sources.pop(run_id, None)
+
+    def _surplus(self) -> list[Run]:
+        bounded = math.isfinite(self._limits.disk_gb + self._limits.runs)
+        return storage.find_surplus(self.root, self._limits, self._sources, self._kept()) if bounded else []
+
+    def _kept(self) -> set[str]:
+        """Return the ids of the runs that are active or watched."""
+        since = time.monotonic() - WATCHED_SECONDS
+        self._watched = {run: seen for run, seen in list(self._watched.items()) if seen > since}
+        return {*self._queue.states(), *self._watched}
+
+    def _seconds(self, source: str) -> float:
+        minutes = self._limits.minutes_signed_in if source.startswith(SIGNED_IN) else self._limits.minutes
+        return 60 * minutes
 
     def _find(self, run_id: str) -> Run:
         if (run := self._queue.find(run_id)) or (run := folder.get(self.root, run_id)):
@@ -154,8 +201,12 @@ def find_devices() -> list[torch.device]:
     return [torch.device("cuda", i) for i in range(gpus)] or [torch.device("cpu")]
 
 
-def describe_space(device: torch.device) -> str:
+def describe_space(device: torch.device, limits: Limits) -> str:
     """Return what a visitor of a Space must know of it, in words."""
     name = "a GPU that is lent for a minute at a time (ZeroGPU)" if zero.is_zero() else device_name(device)
     temporary = "Its disk is temporary: when it restarts or falls asleep, all runs made here are lost."
-    return f"This Space trains on {name}. {temporary} Keep one with Save or download."
+    length = f"A run stops after {limits.minutes:g} minutes ({limits.minutes_signed_in:g} if you are signed in)"
+    return (
+        f"This Space trains on {name}. {length}; Continue resumes it. {temporary} Of your runs the latest "
+        f"{limits.runs:g} are kept; the list marks what goes next. Keep one with Save or download."
+    )

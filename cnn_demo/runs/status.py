@@ -34,7 +34,7 @@ def report(run: Run, history: History, after: int) -> dict[str, Any]:
         "reset": reset,
         "state": history.state,
         "saved": run.has(files.WEIGHTS),
-        "text": describe(history, config),
+        "text": describe(history, config, run.has(files.WEIGHTS)),
         "share": latest.share if latest else 0.0,
         "points": [_row(point, COLUMNS["points"]) for point in thin(curve, POINTS)],
         "epochs": [_row(epoch, COLUMNS["epochs"]) for epoch in epochs],
@@ -52,11 +52,12 @@ def report(run: Run, history: History, after: int) -> dict[str, Any]:
     return answer
 
 
-def describe(history: History, config: RunConfig) -> str:
-    """Return the state of a run in words."""
+def describe(history: History, config: RunConfig, saved: bool) -> str:
+    """Return the state of a run in words. saved: whether there are weights of it."""
     latest, end = history.latest, history.finished
     if history.state == "interrupted":
-        return "Interrupted: the program ended while this run was active. Continue resumes at the last checkpoint"
+        again = "resumes at the last checkpoint" if saved else "starts it again"
+        return f"Interrupted: the program ended while this run was active. Continue {again}"
     if end is not None:
         return end.message
     if latest is None:

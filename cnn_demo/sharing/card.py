@@ -1,5 +1,6 @@
 """The model card: README.md of an exported run, with what a person needs to judge and use the weights."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from ..networks.stages import measure
 from ..pictures.catalog import DATASETS
 from ..runs.folder import Run
 from ..runs.history import History
+
+SEAL = "\n<!-- By CNN Demo, which keeps what you edit here. SHA-256 of its own words: "
 
 
 def model_card(run: Run, history: History, found: dict[str, Any] | None, repo: str) -> str:
@@ -70,6 +73,12 @@ def model_card(run: Run, history: History, found: dict[str, Any] | None, repo: s
             classes=", ".join(data.classes),
         )
     )
+
+
+def seal(card: str) -> str:
+    """Return a card with its SHA-256 in a comment at its end, which one that was edited does not match any more."""
+    card = card.partition(SEAL)[0]
+    return f"{card}{SEAL}{hashlib.sha256(card.encode()).hexdigest()} -->\n"
 
 
 def _table(*heads: str, rows: list[tuple[Any, ...]]) -> str:

@@ -16,7 +16,7 @@ from ..runs.files import CONFIG, EVALUATION, LOG, WEIGHTS, writing
 from ..runs.folder import Run
 from ..runs.history import History, thin
 from ..training.events import Progress, to_dict
-from .card import model_card
+from .card import model_card, seal
 
 HISTORY, CURVE, CARD = "history.csv", "curve.png", "README.md"
 FILES = (WEIGHTS, CONFIG, LOG, HISTORY, CURVE, CARD)  # and EVALUATION, if the run has one
@@ -39,7 +39,7 @@ def files_of(run: Run, repo: str = "OWNER/NAME") -> dict[str, bytes]:
         LOG: log.encode(),
         HISTORY: table.encode(),
         CURVE: draw_curve(history),
-        CARD: model_card(run, history, evaluation, repo).encode(),
+        CARD: seal(model_card(run, history, evaluation, repo)).encode(),
     }
 
 

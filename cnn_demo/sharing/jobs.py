@@ -2,12 +2,12 @@
 
 from functools import partial
 
-from .hub import Token, call_hub, parse, writer
+from .hub import Token, call_hub, parse_target, writer
 
 
 def launch(hub: str, command: str, flavor: str, space: str, repo: str, token: Token) -> str:
     """Start a training command as a Hugging Face Job of the Space's code, which pushes its run; return its address."""
-    space, repo, api = parse(space)[0], parse(repo)[0], writer(hub, token)
+    space, repo, api = parse_target(space), parse_target(repo), writer(hub, token)
     steps = [
         "apt-get update -qq && apt-get install -qq -y git >/dev/null",
         f"git clone -q --depth 1 {hub}/spaces/{space} app",

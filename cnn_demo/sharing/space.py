@@ -10,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, SpaceHard
 from ..errors import InputError
 from ..networks.catalog import NETWORKS
 from ..pictures.dataset import Report
-from .hub import ATTRIBUTES, Token, call_hub, parse, writer
+from .hub import ATTRIBUTES, Token, call_hub, parse_target, writer
 
 REQUIREMENTS = ("requirements.txt", "requirements-preinstalled.txt")  # the second is in a Space alone
 PREINSTALLED = ("gradio", "huggingface-hub", "spaces")  # in a Space, which another version in the first would break
@@ -22,7 +22,7 @@ def upload_space(hub: str, space: str, folder: Path, token: Token, report: Repor
 
     Raises InputError if there is no git checkout, or (without `force`) the Space holds another program; HubError.
     """
-    space, _ = parse(space)
+    space = parse_target(space)
     command = ["git", "-C", str(folder), "ls-files", "-z", "--", *PATHS, *(f"checkpoints/{name}" for name in NETWORKS)]
     listed = subprocess.run(command, capture_output=True, text=True).stdout.split("\0") if shutil.which("git") else []
     if "app.py" not in listed:

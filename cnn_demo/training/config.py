@@ -170,7 +170,7 @@ def override(base: dict[str, Any], changes: dict[str, Any]) -> RunConfig:
     if "epochs" in changes or "seconds" in changes:
         values |= {"epochs": None, "seconds": None}
     if "optimizer" in changes and "learning_rate" not in changes:
-        values["learning_rate"] = LEARNING_RATES.get(changes["optimizer"], LEARNING_RATES["muon"])
+        values["learning_rate"] = LEARNING_RATES.get(str(changes["optimizer"]), LEARNING_RATES["muon"])
     values.update(changes)
     if values.get("epochs") is None and values.get("seconds") is None:
         values["seconds"] = 60.0

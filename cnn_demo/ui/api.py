@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 from gradio.events import api
 
 from ..answers.inference import Classifier
@@ -14,13 +15,18 @@ from ..pictures import photo
 from ..runs.service import Service
 from ..training import config as configs
 from .classify import picture_file
-from .events import CLASSIFY, sentences
+from .events import CLASSIFY, checked, sentences
+from .visitors import source_of
 
 
 def build(service: Service, classifier: Classifier) -> None:
     """Add the endpoints to the page that is being assembled."""
 
-    def start_run(model: str, recipe: dict[str, Any] | None = None, owner: str = "") -> dict[str, Any]:
+    @sentences()
+    @checked
+    def start_run(
+        model: str, recipe: dict[str, Any] | None = None, owner: str = "", request: gr.Request | None = None
+    ) -> dict[str, Any]:
         """Start training a network and return at once; follow it with run_status.
 
         Args:
@@ -32,11 +38,13 @@ def build(service: Service, classifier: Classifier) -> None:
         Returns:
             {"run": id of the run}, and "owner" if you gave none.
         """
-        with sentences():
-            secret = owner or secrets.token_hex(16)
-            run = service.submit(configs.override(configs.preset("quick", model), recipe or {}), secret)
-            return {"run": run} if owner else {"run": run, "owner": secret}
+        secret = owner or secrets.token_hex(16)
+        config = configs.override(configs.preset("quick", model), recipe or {})
+        run = service.submit(config, secret, source_of(request, None, service.is_space))
+        return {"run": run} if owner else {"run": run, "owner": secret}
 
+    @sentences()
+    @checked
     def run_status(run: str, after: int = -1, owner: str = "") -> dict[str, Any]:
         """Return the state of a run, and what is new since the event number `after`.
 
@@ -51,9 +59,10 @@ def build(service: Service, classifier: Classifier) -> None:
             columns are named under "columns" in an answer with "reset": true), seq, and at the end "end" with the test
             accuracy (0 to 1). Loss in nats.
         """
-        with sentences():
-            return service.watch(run, after, owner)
+        return service.watch(run, after, owner)
 
+    @sentences()
+    @checked
     def stop_run(run: str, owner: str) -> dict[str, Any]:
         """Stop a run, keep its best weights and return {"state": its state now}; a waiting run leaves the queue.
 
@@ -61,9 +70,8 @@ def build(service: Service, classifier: Classifier) -> None:
             run: id of the run.
             owner: the secret given to start_run.
         """
-        with sentences():
-            service.stop(run, owner)
-            return {"state": service.watch(run, owner=owner)["state"]}
+        service.stop(run, owner)
+        return {"state": service.watch(run, owner=owner)["state"]}
 
     def classify(picture: str, checkpoint: str) -> dict[str, Any]:
         """Classify a picture into the ten classes of a checkpoint.
@@ -83,6 +91,8 @@ def build(service: Service, classifier: Classifier) -> None:
             found, answer = classifier.answer(checkpoint or "", pixels)
             return {"checkpoint": found.name, "model": found.model, **dataclasses.asdict(answer)}
 
+    @sentences()
+    @checked
     def stages(model: str, input_size: int = 32) -> dict[str, Any]:
         """Return the size of every stage of a network: output C,H,W, stride, receptive field, parameters, MACs.
 
@@ -93,10 +103,22 @@ def build(service: Service, classifier: Classifier) -> None:
         Returns:
             model, input [C,H,W], parameters, macs (FLOPs = 2 x MACs) and stages, one entry each.
         """
-        with sentences():
-            return sizes.to_dict(model, input_size, explained=True)
+        return sizes.to_dict(model, input_size, explained=True)
 
     for function in (start_run, run_status, stop_run, stages):
         api(function, queue=False)
     inputs = [picture_file(visible=False), gr.Textbox("resnet50", visible=False)]
     gr.Button(visible=False).click(classify, inputs, gr.JSON(visible=False), api_name="classify", **CLASSIFY)
+    page: Any = Context.root_block
+    usual = page.preprocess_data
+
+    async def preprocess(*given: Any) -> Any:
+        """Refuse what Gradio itself cannot take, such as too few values, in a sentence; it would log a traceback."""
+        try:
+            return await usual(*given)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise gr.Error("The inputs cannot be used; see what is expected.", print_exception=False) from error
+
+    page.preprocess_data = preprocess

@@ -10,6 +10,7 @@ from ..answers.inference import Classifier
 from ..runs.service import Service
 from . import api, classify, stages, train
 from .run_view import PLOTLY
+from .visitors import PICTURE_BYTES, LimitBody
 
 HERE = Path(__file__).parent
 RUN_SCRIPTS = ("run_state.js", "run_chart.js", "run_text.js", "run_compare.js", "run_view.js")
@@ -55,4 +56,7 @@ def launch_options() -> dict[str, Any]:
         "run_history": False,
         "ssr_mode": False,
         "mcp_server": True,
+        "max_file_size": PICTURE_BYTES,
+        "state_session_capacity": 500,  # of what Gradio keeps for each page, 0.1 MB
+        "app_kwargs": {"middleware": [(LimitBody, (), {})]},
     }

@@ -21,7 +21,9 @@ cnnDemo.runList = (rows, { others, choose, show }) => {
       type: "checkbox", checked: chosen, disabled: !chosen && others.length > 2, "data-run": run.run,
       onchange: (event) => choose(run.run, event.target.checked),
     });
-    const label = make("label", {}, check, make("span", {}, cnnDemo.runLine(run), " ", make("code", {}, run.run)));
+    const warning = run.goes ? " · deleted when the next run starts: save it if you want to keep it" : "";
+    const line = make("span", {}, cnnDemo.runLine(run) + warning, " ", make("code", {}, run.run));
+    const label = make("label", {}, check, line);
     return make("div", {}, label, button("Show", () => show(run.run), "small"));
   });
 };

@@ -28,7 +28,8 @@ cnnDemo.results = (record) => {
 
 cnnDemo.origin = (record, isExample) => {
   if (isExample) return record.saved ? "the run that made the checkpoint shipped with this app" : "a recorded run";
-  if (record.source.repo) return `from the Hub: ${record.source.repo}@${record.source.commit.slice(0, 8)}`;
+  const { repo, commit } = record.source;
+  if (repo) return `from the Hub: ${repo}${commit && `@${commit.slice(0, 8)}`}`;
   if (record.mine) return "your run";
   return record.owned ? "you are watching" : "from the command line";
 };

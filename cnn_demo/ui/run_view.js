@@ -180,7 +180,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     };
     return {
       stop: () => change("stop"),
-      resume: () => change("continue"),
+      resume: () => trigger("resume", { run }),
       discard: () => change("discard").then((done) => done && attach(null)),
       use: () => trigger("use", { run }),
       save: () => trigger("save", { run }),

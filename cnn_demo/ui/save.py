@@ -16,6 +16,7 @@ from ..runs.service import Service
 from ..sharing import hub
 from ..sharing.export import export_zip
 from .events import ADD_OWNER, TRANSFER, UNQUEUED, failed, sentences
+from .visitors import source_of
 
 Profile = gr.OAuthProfile | None  # of who is signed in
 Token = gr.OAuthToken | None
@@ -58,7 +59,7 @@ def build_save(service: Service, view: gr.HTML) -> None:
         target = f"{profile.username}/{repo.strip().removeprefix(profile.username + '/')}"
         try:
             found, report = service.exportable(run, secret), lambda text, share: progress(share, desc=text)
-            link = escape(hub.push(found, service.hub, target, token.token, hidden, report))
+            link = escape(hub.push(found, service.hub, target, token.token, hidden, report, gr.Info))
         except Exception as error:
             return failed(error)
         return f"<p role='status'>Saved: <a href='{link}' target='_blank'>{link}</a></p>"
@@ -91,13 +92,21 @@ def build_open(service: Service, page: gr.Blocks) -> gr.Textbox:
         fetch = gr.Button("Open", elem_id="open-fetch")
         result = gr.HTML(apply_default_css=False, elem_id="open-result", min_height=64)
 
-    def pull(secret: str, text: str | None, token: Token, progress: gr.Progress = PROGRESS) -> list[Any]:
+    def pull(
+        secret: str,
+        text: str | None,
+        request: gr.Request,
+        profile: Profile,
+        token: Token,
+        progress: gr.Progress = PROGRESS,
+    ) -> list[Any]:
         """Download a checkpoint; return the result and its run id."""
         if not text or not secret:  # without an owner everyone would see it
             return [failed("Enter a repository, for example owner/name."), gr.skip()]
         progress(0, desc=f"Downloading {text[:120]}")
         try:
-            run = hub.pull(service.root, service.hub, text, token.token if token else False, secret)
+            run = hub.pull(service.root, service.hub, text, token.token if token else False, secret, gr.Info)
+            service.add_opened(run, source_of(request, profile, service.is_space))
         except Exception as error:
             return [failed(error), gr.skip()]
         source = f"{run.source['repo']}@{run.source['commit'][:8]}"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -19,6 +20,7 @@ from ..training.config import LEARNING_RATES, RunConfig
 from . import run_view, save
 from .events import ADD_OWNER, UNQUEUED, checkpoint_choices
 from .run_view import FIELDS
+from .visitors import source_of
 
 NO_START = ("none (random initialization)", "")
 
@@ -67,13 +69,22 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
         except ConfigError as error:
             return {"error": str(error), "field": error.field}
 
-    def begin(values: dict[Any, Any]) -> dict[str, Any]:
+    # What may take a GPU is an event of the queue: only these carry the headers by which ZeroGPU knows the visitor.
+    def begin(values: dict[Any, Any], request: gr.Request, profile: gr.OAuthProfile | None) -> dict[str, Any]:
+        source = source_of(request, profile, service.is_space)
+        return shown(lambda: service.submit(read(values), values[owner], source))
+
+    def resume(secret: str, event: gr.EventData, request: gr.Request, profile: gr.OAuthProfile | None) -> Any:
+        source = source_of(request, profile, service.is_space)
+        return shown(lambda: service.resume(str(event.run), secret, source))
+
+    def shown(start: Callable[[], str]) -> dict[str, Any]:
         """Start a run and return what the view shows from now on."""
+        at = time.time()  # an equal value would not reach the page
         try:
-            run = service.submit(read(values), values[owner])
+            return {"run": start(), "started": True, "at": at}
         except CnnDemoError as error:
-            return {"refused": f"Not started. {error}", "at": time.time()}  # an equal value would not reach the page
-        return {"run": run, "started": True}
+            return {"refused": f"Not started. {error}", "at": at}
 
     def restore(remembered: str, request: gr.Request) -> dict[Any, Any]:
         """Return view and form as they were: by the page's address, or by what the browser remembers."""
@@ -94,6 +105,7 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
 
     inputs, form = {owner, *controls.values()}, [command, *controls.values()]
     start.click(begin, inputs, view, js=ADD_OWNER, concurrency_limit=None, api_visibility="private")
+    view.resume(resume, owner, view, js=ADD_OWNER, concurrency_limit=None, api_visibility="private")
     # Only what a person does is sent (input, not change): form and command come together from all else.
     linked = {
         "epochs": (lambda: None, None, controls["seconds"]),

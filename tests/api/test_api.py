@@ -15,6 +15,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from cnn_demo.networks.catalog import NETWORKS
+from tests import fuzz
 from tests.apps import App
 
 RECIPE = {"dataset": "shapes", "epochs": 300, "batch_size": 64}
@@ -95,7 +96,7 @@ def test_start_watch_and_stop_a_run(client: Client, run: str) -> None:
         ("run_status", {"run": "../../etc"}, "no run"),
         ("stages", {"model": "vgg16", "input_size": 8}, "32 to 1,024 pixels"),
         ("stages", {"model": "vgg19"}, "choose vgg16"),
-        ("stages", {"model": "vgg16", "input_size": 32.5}, "enter 32 to 1,024 pixels"),
+        ("stages", {"model": "vgg16", "input_size": 32.5}, "wrong type: give int, not float"),
         ("run_status", {"run": None}, "wrong type"),
         ("run_status", {"run": "resnet50", "owner": 5}, "wrong type"),
         ("start_run", {"model": "vgg16", "recipe": "epochs"}, "wrong type"),
@@ -104,6 +105,12 @@ def test_start_watch_and_stop_a_run(client: Client, run: str) -> None:
 def test_errors_are_sentences(client: Client, name: str, arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(AppError, match=sentence):
         call(client, name, **arguments)
+
+
+def test_wrong_types_missing_and_unknown_arguments_are_answered_in_a_sentence(app: App) -> None:
+    for kind, count in ((fuzz.api, 60), (fuzz.page, 60)):
+        found = kind(count, app)
+        assert found["answered"] == count == sum(found.values()), found
 
 
 def test_start_run_needs_only_a_network(client: Client) -> None:

@@ -132,6 +132,22 @@ def not_numbers(file: Path, weights: dict) -> None:
     write(file, {k: v * torch.nan if v.is_floating_point() else v for k, v in weights.items()})
 
 
+def infinite_accuracy(file: Path, weights: dict) -> None:
+    write(file, weights, validation_accuracy="NaN")
+
+
+def accuracy_above_one(file: Path, weights: dict) -> None:
+    write(file, weights, validation_accuracy="1.5")
+
+
+def endless_step(file: Path, weights: dict) -> None:
+    write(file, weights, step="9" * 4200)
+
+
+def nan_limits(file: Path, weights: dict) -> None:
+    write(file, weights, limits="[NaN, 0.5]")
+
+
 def zero_std(file: Path, weights: dict) -> None:
     write(file, weights, std="[0, 0, 0]")
 
@@ -153,6 +169,10 @@ def zero_std(file: Path, weights: dict) -> None:
         (deep_classes, "does not say what it is"),
         (zero_std, "does not say what it is"),
         (bad_mean, "does not say what it is"),
+        (infinite_accuracy, "mean, std\\): validation_accuracy"),
+        (accuracy_above_one, "mean, std\\): validation_accuracy"),
+        (endless_step, "mean, std\\): step"),
+        (nan_limits, "mean, std\\): limits"),
         (no_limits, "does not say what it is"),
         (text_mean, "does not say what it is"),
         (not_numbers, "weights that are not finite numbers"),

@@ -13,7 +13,7 @@ from cnn_demo.networks.stages import measure
 from cnn_demo.runs.files import EVALUATION
 from cnn_demo.runs.folder import Run
 from cnn_demo.sharing import export, hub
-from cnn_demo.sharing.card import model_card
+from cnn_demo.sharing.card import model_card, seal
 from tests.hub_server import HubServer
 from tests.sharing import EVALUATED, push
 
@@ -68,6 +68,13 @@ def test_card_of_a_pulled_run_states_no_result_that_only_a_stranger_claims(
     pulled = hub.pull(tmp_path / "new", server.url, "ada/net", False)
     for words in ("test accuracy", "best validation accuracy", "finished after"):
         assert words in card(run) and words not in card(pulled)
+
+
+def test_the_seal_of_a_card_shows_whether_it_was_edited(run: Run) -> None:
+    text = seal(card(run))
+    assert text.startswith(card(run)) and text == seal(text)
+    for edited in (text + "x", text.replace("mit", "other"), "x" + text, card(run), "", text.replace("\n", "\r\n")):
+        assert edited != seal(edited)
 
 
 def test_card_says_how_to_install_and_classify(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

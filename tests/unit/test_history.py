@@ -1,9 +1,13 @@
 """Events to JSON and back, and a run's history from its events."""
 
 import json
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from cnn_demo.runs.files import EventLog
 from cnn_demo.runs.history import History, course_log, history_of
 from cnn_demo.training import events
 from cnn_demo.training.events import CheckpointSaved, EpochDone, Event, Progress, RunFinished, RunQueued, RunStarted
@@ -99,3 +103,18 @@ def test_the_log_of_the_course_project() -> None:
         "Epoch [1], Step [500/500] Loss: 0.5000",
         "Epoch [2], Step [100/500] Loss: 0.2500",
     ]
+
+
+def test_a_log_of_a_day_opens_in_seconds(tmp_path: Path) -> None:
+    """345,000 events; the first and the last are never left out, nor what is no progress."""
+    log = EventLog(tmp_path / "events.jsonl")
+    line = json.dumps(events.to_dict(replace(RUN[4], seq=-7, step=77777)))
+    lines = [line.replace("-7", str(seq)).replace("77777", str(seq + 1)) for seq in range(345_000)]
+    lines[1000] = json.dumps(events.to_dict(replace(RUN[6], seq=1000, step=1001)))
+    log.path.write_text("\n".join(lines) + "\n")
+    begun = time.monotonic()
+    history = history_of(log.read())
+    assert time.monotonic() - begun < 3
+    assert history.seq == 344_999 and len(history.epochs) == 1 and 15_000 < len(history.curve) < 25_000
+    log.repair()
+    assert log.append(RUN[-1]).seq == 345_000

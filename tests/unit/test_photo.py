@@ -127,6 +127,18 @@ def test_picture_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypat
         photo.read_picture(tmp_path / "a.png")
 
 
+def test_a_large_jpeg_is_decoded_small_and_seen_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Image.effect_noise((30, 24), 90).resize((6000, 4800), Image.Resampling.BICUBIC).convert("RGB")
+    small.save(tmp_path / "a.jpg", quality=95)
+    small.save(tmp_path / "a.bmp")
+    with pytest.raises(DataError, match=r"6000 x 4800 pixels; 25,000,000 are allowed \(BMP\)"):
+        photo.read_picture(tmp_path / "a.bmp")
+    found = photo.read_picture(tmp_path / "a.jpg")
+    assert found.size == (3000, 2400)
+    difference = photo.to_input(photo.crop(found)).float() - photo.to_input(photo.crop(small)).float()
+    assert difference.abs().max() <= 3
+
+
 @pytest.mark.parametrize("name", photo.FORMATS)
 def test_damaged_bytes_give_an_image_or_a_data_error(name: str, tmp_path: Path) -> None:
     """400 files of each format with a few bytes changed, half of them in the EXIF where there is one."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from shutil import copyfile
 
 import pytest
 import safetensors.torch
@@ -24,9 +27,12 @@ from cnn_demo.runs.recording import train_run
 from cnn_demo.sharing import hub
 from cnn_demo.sharing import pulled as pulled_runs
 from cnn_demo.training.config import RunConfig
-from tests.hub_server import HubServer
+from tests.hub_server import Fault, HubServer
 from tests.sharing import ADA, curve, push, quiet
 
+KILLED = "import pathlib, sys; from cnn_demo.sharing import hub; " + (
+    "hub.pull(pathlib.Path(sys.argv[1]), sys.argv[2], 'ada/net', False)"
+)
 DATA = Path(__file__).parents[1] / "data"
 
 
@@ -58,7 +64,8 @@ def test_concurrent_pulls_write_one_run(
 ) -> None:
     push(run, server)
     written = []
-    monkeypatch.setattr(pulled_runs.shutil, "copyfile", lambda *paths: written.append(copyfile(*paths)))
+    describe = pulled_runs.describe_config
+    monkeypatch.setattr(pulled_runs, "describe_config", lambda config: written.append(config) or describe(config))
     with ThreadPoolExecutor(4) as pool:  # as the processes of torchrun do, or two tabs
         pulled = list(pool.map(lambda _: hub.pull(tmp_path / "new", server.url, "ada/net", False), range(8)))
     assert len({found.folder for found in pulled}) == len(written) == 1
@@ -146,11 +153,68 @@ def test_a_damaged_repository_is_refused_in_one_sentence(
 def test_a_file_that_is_too_large_is_not_downloaded(
     server: HubServer, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "CHECKPOINT_BYTES", 1000)
+    monkeypatch.setitem(hub.FILE_BYTES, "model.safetensors", 1000)
     server.add_repo("eve/net", files)
     with pytest.raises(CheckpointError, match="at most 1,000 are allowed"):
         hub.pull(tmp_path / "root", server.url, "eve/net", False)
-    assert not [r for r in server.requests if "resolve" in r["path"]]
+    assert not [r for r in server.requests if r["path"].endswith("model.safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("route", "name"),
+    [("GET /cdn/", "model.safetensors"), ("GET .*/config.json", "config.json"), ("GET .*/events", "events.jsonl")],
+)
+def test_a_file_altered_at_equal_size_is_refused(
+    server: HubServer, files: dict[str, bytes], tmp_path: Path, route: str, name: str
+) -> None:
+    server.add_repo("ada/net", files)
+    server.faults.append(Fault(route, how="alter", times=99))
+    with pytest.raises(HubError, match=f"{name} of ada/net arrived damaged"):
+        hub.pull(tmp_path / "root", server.url, "ada/net", False)
+    assert not list((tmp_path / "root").iterdir())
+    server.faults.clear()
+    hub.pull(tmp_path / "root", server.url, "ada/net", False)
+
+
+def test_what_a_killed_pull_left_is_removed(server: HubServer, files: dict[str, bytes], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    server.add_repo("ada/net", files)
+    server.faults.append(Fault("GET /cdn/", how="wait", seconds=2))
+    command = [sys.executable, "-c", KILLED, str(root), server.url]
+    with subprocess.Popen(command) as process:
+        while not list(root.glob(".pull-*/config.json")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+    (left,) = root.glob(".pull-*")
+    pulled = hub.pull(root, server.url, "ada/net", False)
+    assert left.exists()  # another process may still download into it
+    os.utime(left, (0, 0))
+    server.add_repo("ada/net", files)
+    new = hub.pull(root, server.url, "ada/net", False)
+    assert {path.name for path in root.iterdir()} == {pulled.id, new.id, ".pull"}
+
+
+def test_a_run_from_a_private_repository_says_so_and_hides_its_name_in_its_id(
+    run: Run, server: HubServer, tmp_path: Path
+) -> None:
+    hub.push(run, server.url, "ada/secret", ADA, True, quiet)
+    push(run, server, "ada/public")
+    for owner in ("", "a person"):
+        private = hub.pull(tmp_path, server.url, "ada/secret", ADA, owner)
+        assert private.source["private"] and "secret" not in private.id and private.id.startswith("hf-private-")
+        public = hub.pull(tmp_path, server.url, "ada/public", ADA, owner)
+        assert public.source["private"] is False and public.id.startswith("hf-ada-public-")
+    assert len({path.name for path in tmp_path.glob("hf-*")}) == 4
+
+
+def test_a_pulled_run_without_its_weights_is_downloaded_again(
+    server: HubServer, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    commit = server.add_repo("ada/net", files)
+    run = hub.pull(tmp_path, server.url, "ada/net", False)
+    (run.folder / "model.safetensors").unlink()
+    assert hub.pull(tmp_path, server.url, f"ada/net@{commit}", False).has("model.safetensors")
 
 
 def test_only_three_files_are_downloaded_and_only_valid_events_saved(

@@ -19,7 +19,7 @@ from cnn_demo.runs import folder
 from cnn_demo.runs.history import History, thin
 from cnn_demo.runs.queue import Queue
 from cnn_demo.runs.service import Service
-from cnn_demo.settings import Settings
+from cnn_demo.settings import SPACE_LIMITS, Settings
 from cnn_demo.training import events
 from cnn_demo.training.config import RunConfig
 
@@ -293,8 +293,8 @@ def test_start_from_holds_out_what_the_checkpoint_held_out(service: Service, shi
 def test_a_refused_run_leaves_no_folder(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the same person's other request was faster while the folder was being made."""
     first = service.submit(LONG, "anna")
-    monkeypatch.setattr(service._queue, "check", lambda owner: None)
-    monkeypatch.setattr(service._queue, "add", lambda run, owner: Queue.check(service._queue, owner))
+    monkeypatch.setattr(service._queue, "check", lambda owner, source: None)
+    monkeypatch.setattr(service._queue, "add", lambda run, owner, *_: Queue.check(service._queue, owner, ""))
     with pytest.raises(RunError, match="active run"):
         service.submit(SHORT, "anna")
     assert [run.id for run in folder.list_runs(service.root)] == [first]
@@ -365,11 +365,8 @@ def test_leaving_the_queue_keeps_what_was_trained(service: Service) -> None:
     service.stop(other, "bert")
 
 
-def test_a_shared_space_limits_the_length_of_a_run(tmp_path: Path) -> None:
+def test_a_shared_space_tells_its_limits(tmp_path: Path) -> None:
     where = settings(tmp_path)
-    service = Service(replace(where, is_space=True), torch.device("cpu"))
-    assert "temporary" in service.space_note and "CPU" in service.space_note
-    for budget in ({"epochs": 51}, {"seconds": 3601.0}):
-        with pytest.raises(ConfigError, match="Duplicate the Space"):
-            service.submit(RunConfig(model="vgg16", dataset="shapes", **budget), "owner")
-    assert not list(tmp_path.glob("vgg16*")) and Service(where).space_note == ""
+    note = Service(replace(where, is_space=True, limits=SPACE_LIMITS), torch.device("cpu")).space_note
+    assert "temporary" in note and "CPU" in note and "stops after 10 minutes (60 if you are signed in)" in note
+    assert "the latest 20 are kept" in note and Service(where).space_note == ""

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from cnn_demo.errors import CnnDemoError, HubError, InputError
 from cnn_demo.sharing import jobs, space
@@ -102,6 +103,31 @@ def test_without_git_or_a_checkout_nothing_is_uploaded(
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match="this needs git"):
         upload(server, checkout)
+    assert not server.requests
+
+
+def test_a_space_is_uploaded_without_progress_bars_of_the_client(
+    server: HubServer, checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    large = checkout / "checkpoints" / "vgg16" / "model.safetensors"
+    large.write_bytes(b"x" * 100_000)
+    subprocess.run(["git", "-C", str(checkout), "add", "-f", str(large)], check=True)
+    try:
+        upload(server, checkout, "ada/bars")
+    finally:
+        subprocess.run(["git", "-C", str(checkout), "rm", "-q", "-f", str(large)], check=True)
+    assert "checkpoints/vgg16/model.safetensors" in server.repos["spaces", "ada/bars"].files
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["ada/cnn@v1", "https://huggingface.co/ada/cnn/commit/" + "a" * 40])
+def test_a_space_or_job_refuses_a_revision(server: HubServer, checkout: Path, name: str) -> None:
+    with pytest.raises(InputError, match="only main is written to; enter ada/cnn"):
+        upload(server, checkout, name)
+    for space_name, repo in ((name, "ada/net"), ("ada/net", name)):
+        with pytest.raises(InputError, match="only main is written to; enter ada/cnn"):
+            jobs.launch(server.url, "python -m cnn_demo train vgg16", "t4-small", space_name, repo, ADA)
     assert not server.requests
 
 
