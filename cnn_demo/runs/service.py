@@ -65,6 +65,7 @@ class Service:
         if start and Run(self.root / start).is_private_to_others(owner):
             raise CheckpointError("Start from: this checkpoint is from a private repository of someone else.")
         self._queue.check(owner, source)
+        self._watched |= {start: time.monotonic()} if start else {}  # what it starts from must not make room for it
         self.make_room()
         run = folder.create(self.root, config, owner)  # reads and writes files: before anything is locked
         self._sources[run.id] = source
@@ -158,10 +159,11 @@ class Service:
         return storage.find_surplus(self.root, self._limits, self._sources, self._kept()) if bounded else []
 
     def _kept(self) -> set[str]:
-        """Return the ids of the runs that are active or watched."""
+        """Return the ids of the runs that are active or watched, and of those that active runs start from."""
         since = time.monotonic() - WATCHED_SECONDS
         self._watched = {run: seen for run, seen in list(self._watched.items()) if seen > since}
-        return {*self._queue.states(), *self._watched}
+        active = [run for run_id in self._queue.states() if (run := self._queue.find(run_id))]
+        return {*self._watched, *(run.id for run in active), *(run.config.start_from or "" for run in active)}
 
     def _seconds(self, source: str) -> float:
         minutes = self._limits.minutes_signed_in if source.startswith(SIGNED_IN) else self._limits.minutes

@@ -84,6 +84,15 @@ def test_the_list_tells_what_goes_next(space: Service) -> None:
     assert not runs[1].folder.exists() and runs[0].folder.exists() and runs[2].folder.exists()
 
 
+def test_what_an_active_run_starts_from_stays(space: Service, shipped: Path) -> None:
+    runs = [make_run(space.root, "anna", 10) for _ in range(int(SPACE_LIMITS.runs))]
+    (runs[0].folder / "model.safetensors").write_bytes((shipped / "model.safetensors").read_bytes())
+    run = space.submit(replace(LONG, start_from=runs[0].id), "anna", "1.1.1.1")
+    assert runs[0].folder.exists() and not runs[1].folder.exists()
+    space._watched.clear()
+    assert {runs[0].id, run} <= space._kept()
+
+
 def test_the_next_visitor_is_next_in_line_whatever_one_source_queues(space: Service) -> None:
     running = space.submit(LONG, "first", "1.1.1.1")
     refused = 0
