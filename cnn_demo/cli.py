@@ -110,18 +110,31 @@ def train(arguments: argparse.Namespace, where: settings.Settings) -> int:
     names = {field.name for field in dataclasses.fields(RunConfig)[1:]}
     changes = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     config = override(preset(arguments.preset or "quick", arguments.model), changes)
-    if not arguments.on:
-        if config.start_from:
-            config = dataclasses.replace(config, start_from=local_name(config.start_from, where))
-        data = load_data(config.dataset, arguments, where, "dataset" in changes or config.start_from is not None)
-        return follow(None, dataclasses.replace(config, dataset=data.name), data, where, arguments.json)
+    if arguments.on:
+        return start_job(arguments, config, where)
+    if config.start_from:
+        config = dataclasses.replace(config, start_from=local_name(config.start_from, where))
+    data = load_data(config.dataset, arguments, where, "dataset" in changes or config.start_from is not None)
+    return follow(None, dataclasses.replace(config, dataset=data.name), data, where, arguments.json)
+
+
+def start_job(arguments: argparse.Namespace, config: RunConfig, where: settings.Settings) -> int:
+    """Start a training as a Hugging Face Job; what cannot succeed there is refused before it costs anything."""
     if not arguments.space or not arguments.push:
         raise InputError("--on jobs needs --space OWNER/NAME (the program) and --push OWNER/NAME (for the results).")
+    if arguments.data:
+        raise InputError("--data: a job cannot read this machine's folders; leave it out, and CIFAR-10 is downloaded.")
+    from .runs.start import resolve_start
     from .sharing import hub, jobs
 
-    token = hub.machine_login()
-    job = jobs.launch(where.hub, config.to_command(), arguments.flavor, arguments.space, arguments.push, token)
-    print(f"started {job}\nnext: python -m cnn_demo pull {arguments.push}")
+    token, start = hub.machine_login(), config.start_from
+    if start and not start.startswith("hf:") and start not in NETWORKS:
+        raise InputError(f"Start from: a job cannot read {start[:80]!r}; push it to the Hub, and give hf:OWNER/NAME.")
+    start = start and local_name(start, where)
+    config = resolve_start(where.checkpoints, dataclasses.replace(config, start_from=start))
+    job = jobs.launch(where.hub, config, arguments.flavor, arguments.space, arguments.push, token)
+    text = f"started {job}\nnext: python -m cnn_demo pull {arguments.push}"
+    print(json.dumps({"job": job, "push": arguments.push}) if arguments.json else text)
     return 0
 
 
@@ -168,15 +181,15 @@ def follow(run: Run | None, config: RunConfig, data: Dataset, where: settings.Se
 
     device.keep_freed_memory()
     rank, show, history = settings.read_rank(), line_reporter(), History()
-    if rank.number > 0:
-        with stop_on_interrupt(rank) as stop, distributed.joined(rank) as group:
-            place = device.pick_device(rank.local)
+    with stop_on_interrupt(rank) as stop, distributed.joined(rank) as group:
+        group.part(config.batch_size)  # refused before there is a folder
+        place = device.pick_device(rank.local)
+        if rank.number > 0:
             recording.train_as_worker(where.checkpoints, run, config, data, place, stop, group)
             return 0
-    run = run or folder.create(where.checkpoints, config)
-    say(f"run       {run.id}\ncommand   {run.config.to_command()}")
-    with stop_on_interrupt(rank) as stop, distributed.joined(rank) as group:
-        for event in recording.train_run(run, data, device.pick_device(rank.local), stop, group):
+        run = run or folder.create(where.checkpoints, config)
+        say(f"run       {run.id}\ncommand   {run.config.to_command()}")
+        for event in recording.train_run(run, data, place, stop, group):
             history.add(event)
             show_event(event, history, run.config, show)
     end, checkpoint = history.finished, str(run.folder / "model.safetensors")

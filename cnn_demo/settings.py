@@ -87,10 +87,13 @@ def read_limits(usual: Limits) -> Limits:
     found = {}
     for field in dataclasses.fields(Limits):
         name = f"CNN_DEMO_{field.name.upper()}"
+        value = os.environ.get(name) or getattr(usual, field.name)
         try:
-            found[field.name] = float(os.environ.get(name) or getattr(usual, field.name)) or math.inf
-        except ValueError as error:
-            raise InputError(f"{name}: enter a number, 0 for no limit, not {os.environ[name]!r}.") from error
+            found[field.name] = float(value) or math.inf
+        except ValueError:
+            found[field.name] = math.nan
+        if not found[field.name] > 0:
+            raise InputError(f"{name}: enter a positive number, or 0 for no limit, not {value!r}.")
     return Limits(**found)
 
 

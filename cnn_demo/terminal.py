@@ -22,7 +22,7 @@ def stop_on_interrupt(rank: Rank) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.append(number)
         if len(asked) == 1 and rank.number == 0:
-            say("stopping and saving; press again to exit at once")
+            say("stopping and saving" + "; press again to exit at once" * (rank.size == 1))
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

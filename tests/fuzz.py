@@ -1,7 +1,7 @@
 """Throws what strangers send at the program, from a seed: each answer must be a sentence.
 
 python -m tests.fuzz --all: the full size, one line for each kind. The suite runs a few of each (unit/test_answers.py,
-api/test_api.py).
+api/test_api.py). python -m tests.fuzz kills: kills.py at all points.
 """
 
 # ruff: noqa: T201
@@ -182,8 +182,7 @@ def api(count: int, app: App) -> Counter[str]:
         if name == "classify":
             count_answer(found, (name, values), lambda name=name, values=values: ask_queued(app, name, values))
         else:
-            # what is no list Gradio refuses itself; NaN and half characters FastAPI then cannot quote
-            body = {"data": values if cut != 2 else rng.choice([None, 5, "x", {}, {"a": 1}])}
+            body = {"data": values if cut != 2 else rng.choice(WRONG)}
             count_answer(found, (name, body), lambda name=name, body=body: ask(app, f"run/{name}", body))
     return end_of(app, found, logged)
 
@@ -207,7 +206,8 @@ def page(count: int, app: App) -> Counter[str]:
             del asked[rng.choice(list(asked))]
         asked = rng.choice(WRONG) if cut == 1 else asked
         body = {"data": asked, "component_id": view, "fn_name": name, "session_hash": "x", "event_id": None}
-        count_answer(found, (name, asked), lambda body=body: ask(app, "component_server", body))
+        body |= {rng.choice(list(body)): rng.choice(WRONG)} if cut == 2 else {}
+        count_answer(found, body, lambda body=body: ask(app, "component_server", body))
     return end_of(app, found, logged)
 
 
@@ -312,6 +312,10 @@ def commands(count: int, place: Path) -> Counter[str]:
 
 def main() -> None:
     """Print one line for each kind."""
+    if "kills" in sys.argv:
+        from tests import kills
+
+        return kills.main()
     sizes = {"pictures": 20_000, "folders": 300, "commands": 100} if "--all" in sys.argv else {}
     sizes = sizes or {"pictures": 600, "folders": 30, "commands": 40}
     begun = time.monotonic()

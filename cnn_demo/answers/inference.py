@@ -14,6 +14,7 @@ from ..networks.models import Network
 from ..pictures.dataset import normalise
 from ..runs.checkpoints import NAME, Checkpoint, read_checkpoint
 from ..runs.files import EVALUATION, WEIGHTS, modified
+from ..runs.folder import Run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +57,16 @@ class Classifier:
         self._root, self._lock = root, threading.Lock()
         self._load = functools.lru_cache(maxsize=4)(self._read)
 
-    def answer(self, name: str, pixels: Tensor) -> tuple[Checkpoint, Answer]:
-        """Return a checkpoint by name, without weights, and its answer to uint8 `3,32,32`. Raises CheckpointError."""
+    def answer(self, name: str, pixels: Tensor, owner: str = "") -> tuple[Checkpoint, Answer]:
+        """Return a checkpoint by name, without weights, and its answer to uint8 `3,32,32`, for who knows `owner`.
+
+        Raises CheckpointError.
+        """
         file = self._root / name / WEIGHTS
         if not NAME.fullmatch(name) or not file.is_file():
             raise CheckpointError(f"There is no checkpoint {name[:80]!r} here.")  # others may be private
+        if Run(file.parent).is_private_to_others(owner):
+            raise CheckpointError("This checkpoint is from a private repository; only who opened it can use it.")
         versions = modified(file), modified(file.with_name(EVALUATION))  # training or evaluation changes them
         with self._lock:  # one thread reads it
             checkpoint, network = self._load(name, versions)

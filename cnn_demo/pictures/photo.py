@@ -22,7 +22,10 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow knows more, so
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Return the picture in a file as RGB, upright. Raises DataError where there is none, damaged or too large."""
+    """Return the picture in a file as RGB, upright. Raises DataError where there is none, damaged or too large.
+
+    A large JPEG is decoded smaller; its own size is then in `info["size"]`.
+    """
     warnings.filterwarnings("ignore", module=r"PIL\.")  # on slight damage; with paths of its source code
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # likewise
     try:
@@ -38,7 +41,10 @@ def read_picture(path: Path) -> Image.Image:
                 return to_rgb(picture)
             with LARGE:
                 picture.draft("RGB", (2048, 2048))  # not smaller than this
-                return to_rgb(picture)
+                small = to_rgb(picture)
+            is_turned = (small.width < small.height) != (size[0] < size[1])
+            small.info["size"] = size[::-1] if is_turned else size
+            return small
     except DataError:
         raise
     except UnidentifiedImageError as error:

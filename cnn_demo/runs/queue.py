@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from ..pictures.catalog import DATASETS
 from ..pictures.sources import DatasetCache
 from ..settings import Settings
 from ..training.budget import Stopped
+from ..training.device import Threads
 from ..training.events import Progress, RunFinished
 from . import recording, zero
 from .folder import Run
@@ -45,9 +47,11 @@ class Job:
 class Queue:
     """The jobs of this process. Its threads start with the first run and end with the process."""
 
-    def __init__(self, settings: Settings, data: DatasetCache, devices: list[torch.device]) -> None:
+    def __init__(
+        self, settings: Settings, data: DatasetCache, devices: list[torch.device], make_room: Callable[[], None]
+    ) -> None:
         self.changed = threading.Condition()  # guards all below
-        self._settings, self._data, self._devices = settings, data, devices
+        self._settings, self._data, self._devices, self._make_room = settings, data, devices, make_room
         self._jobs: dict[str, Job] = {}  # waiting and running
         self._waiting: list[Job] = []
         self._served: dict[str, float] = {}  # when a source's last run began, of those in the queue
@@ -129,7 +133,7 @@ class Queue:
         """Return the seconds that a job still needs, by measured speed; NaN where that is not known."""
         config, latest = job.run.config, job.history.latest
         if zero.is_zero():  # a run lasts as long as its call
-            return zero.call_seconds(config)
+            return zero.call_seconds(config, latest.seconds if latest else 0.0)
         if job not in self._waiting:
             left = latest.seconds_left if latest else None
             return math.nan if left is None else left
@@ -164,6 +168,7 @@ class Queue:
             job.note, job.share = text, share
 
         try:
+            self._make_room()  # others that waited with it have grown since
             data = self._data.get(job.run.config.dataset, report)
         except Stopped:
             return recording.end_run(job.run, "stopped", "Stopped while the images were being loaded.")
@@ -172,24 +177,33 @@ class Queue:
             raise
         job.note, end = "", time.monotonic() + job.seconds
         if zero.is_zero():
+            job.note, job.share = "waiting for this Space's GPU", 0.0
             steps = zero.train_run(job.run, self._settings, job.stop.is_set, job.visitor)
         else:
-            stop = lambda: job.stop.is_set() or time.monotonic() > end  # noqa: E731
+            over = f"this Space's time limit of {job.seconds / 60:g} minutes ended the run; it can be continued."
+            stop = lambda: job.stop.is_set() or (time.monotonic() > end and over)  # noqa: E731
             steps = recording.train_run(job.run, data, device, stop)
+        threads = Threads()
         try:
             for event in steps:
+                threads.adapt()
+                job.note = ""
                 if isinstance(event, RunFinished):
                     continue  # read from the log, as soon as the run is unlocked
                 with self.changed:
                     job.history.add(event)
                 if isinstance(event, Progress) and event.images_per_second:
                     self._rates[job.run.config.model] = event.images_per_second
+        except Stopped:
+            recording.end_run(job.run, "stopped", "Stopped while it waited for this Space's GPU.")
         except CnnDemoError as error:
             if zero.is_zero():  # the call may have ended with no process left to log it, or before it began
                 history = job.run.history()
                 if history.finished is None or history.seq == job.history.seq:
                     recording.end_run(job.run, "failed", str(error))
             raise
+        finally:
+            threads.restore()
 
     def _line(self) -> list[Job]:
         """Return the waiting jobs in order: the first of each source, served longest ago first, then the second."""

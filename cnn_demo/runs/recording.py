@@ -51,8 +51,12 @@ def train_run(run: Run, data: Dataset, device: torch.device, stop: Stop, group: 
                     run.write_json(EVALUATION, item)
                     continue
                 if isinstance(item, Snapshot):
+                    if not all(bool(value.isfinite().all()) for value in item.weights.values()):
+                        continue  # of a run that diverges: the next loss will tell
                     save_snapshot(run.folder, item, run.config, data)
                     item = CheckpointSaved(seconds=item.seconds, step=item.step, best_step=item.best.step)
+                if isinstance(item, RunFinished) and item.reason == "stopped" and isinstance(why := stop(), str):
+                    item = replace(item, message=f"At step {item.step:,} {why}")
                 yield run.log.append(item)
                 if isinstance(item, RunFinished) and item.reason in ENDED:
                     shutil.rmtree(run.folder / RESUME, ignore_errors=True)  # twice the size of the weights

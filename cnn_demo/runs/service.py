@@ -6,6 +6,7 @@ Who knows a run's id may watch it; only its owner may stop, continue, rename or 
 import contextlib
 import dataclasses
 import math
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..errors import CheckpointError, CnnDemoError, ConfigError, RunError
+from ..errors import CheckpointError, CnnDemoError, ConfigError, DiskError, RunError
 from ..pictures.sources import DatasetCache
 from ..settings import Limits, Settings
 from ..training.config import RunConfig
@@ -41,12 +42,13 @@ class Service:
         devices = [device] if device else find_devices()
         self.space_note = describe_space(devices[0], settings.limits) if settings.is_space else ""
         self.is_space, self._limits = settings.is_space, settings.limits
-        self._queue = Queue(settings, self.data, devices)
+        self._queue = Queue(settings, self.data, devices, self.make_room)
         self.close, self.active = self._queue.close, self._queue.active
         self._histories: dict[Path, tuple[object, History]] = {}  # and from which state of the files they are
         self._summaries: dict[Path, tuple[object, dict[str, Any]]] = {}
         self._sources: dict[str, str] = {}  # of runs, for the limits; never on the disk
         self._watched: dict[str, float] = {}  # when a run was last asked for
+        self._room = threading.RLock()  # while runs are deleted, or one is made that is not yet in the queue
 
     def submit(self, config: RunConfig, owner: str, source: str = "") -> str:
         """Queue a new run of `owner` (a secret of theirs); return its id. Raises RunError, InputError, DiskError.
@@ -65,15 +67,15 @@ class Service:
         if start and Run(self.root / start).is_private_to_others(owner):
             raise CheckpointError("Start from: this checkpoint is from a private repository of someone else.")
         self._queue.check(owner, source)
-        self._watched |= {start: time.monotonic()} if start else {}  # what it starts from must not make room for it
-        self.make_room()
-        run = folder.create(self.root, config, owner)  # reads and writes files: before anything is locked
-        self._sources[run.id] = source
-        try:
-            self._queue.add(run, owner, source, longest)
-        except CnnDemoError:
-            folder.discard(run)
-            raise
+        with self._room:
+            self.make_room(start)
+            run = folder.create(self.root, config, owner)  # reads and writes files: before the queue is locked
+            self._sources[run.id] = source
+            try:
+                self._queue.add(run, owner, source, longest)
+            except CnnDemoError:
+                folder.discard(run)
+                raise
         return run.id
 
     def resume(self, run_id: str, owner: str, source: str = "") -> str:
@@ -82,7 +84,9 @@ class Service:
         state = "come from the Hub" if run.source else self._history(run).state
         if state not in CAN_CONTINUE and self._queue.find(run_id) is None:
             raise RunError(f"The run {run_id} has {state}; only a run that stopped can be continued.")
-        self._queue.add(run, owner, source, self._seconds(source))
+        with self._room:
+            self._find(run_id)  # it may just have made room
+            self._queue.add(run, owner, source, self._seconds(source))
         return run_id
 
     def stop(self, run_id: str, owner: str) -> None:
@@ -122,7 +126,7 @@ class Service:
 
     def listing(self, owner: str) -> list[dict[str, Any]]:
         """Return a line for each run that `owner` may see in a list: their own, and those without an owner."""
-        states, found, surplus = self._queue.states(), [], {run.id for run in self._surplus()}
+        states, found, surplus = self._queue.states(), [], {run.id for run in self._surplus()[0]}
         for run in folder.list_runs(self.root):
             if run.owner and not run.belongs_to(owner):
                 continue
@@ -142,28 +146,41 @@ class Service:
         return self._owned(run_id, owner) if self._find(run_id).owner else self._find(run_id)
 
     def add_opened(self, run: Run, source: str) -> None:
-        """Count a checkpoint that was opened from the Hub as one of a source's runs."""
+        """Count a checkpoint that was opened from the Hub as a run of a source. Raises DiskError; then it is gone."""
         self._sources[run.id], self._watched[run.id] = source, time.monotonic()
-        self.make_room()
+        try:
+            self.make_room()
+        except DiskError:
+            folder.discard(run)
+            raise
 
-    def make_room(self) -> None:
-        """Delete the runs that the limits leave no room for; one that is being trained after all stays."""
-        for run in self._surplus():
-            with contextlib.suppress(CnnDemoError):
-                folder.discard(run)
+    def make_room(self, start: str | None = None) -> None:
+        """Delete the runs that the limits leave no room for, but not `start`, which the next one starts from.
+
+        Raises DiskError, and deletes none, where even that would not do.
+        """
+        with self._room:
+            surplus, fits = self._surplus(start)
+            if not fits:
+                raise DiskError(
+                    "There is no room for a new run: what is on the disk is being trained or watched. Try again in a "
+                    "minute, or delete a run of yours."
+                )
+            for run in surplus:
+                with contextlib.suppress(CnnDemoError):
+                    folder.discard(run)
         for run_id in [run_id for run_id in list(self._sources) if not (self.root / run_id).is_dir()]:
             self._sources.pop(run_id, None)
 
-    def _surplus(self) -> list[Run]:
-        bounded = math.isfinite(self._limits.disk_gb + self._limits.runs)
-        return storage.find_surplus(self.root, self._limits, self._sources, self._kept()) if bounded else []
-
-    def _kept(self) -> set[str]:
-        """Return the ids of the runs that are active or watched, and of those that active runs start from."""
+    def _surplus(self, start: str | None = None) -> tuple[list[Run], bool]:
+        if math.isinf(min(self._limits.disk_gb, self._limits.runs)):
+            return [], True
         since = time.monotonic() - WATCHED_SECONDS
         self._watched = {run: seen for run, seen in list(self._watched.items()) if seen > since}
         active = [run for run_id in self._queue.states() if (run := self._queue.find(run_id))]
-        return {*self._watched, *(run.id for run in active), *(run.config.start_from or "" for run in active)}
+        started = {run.config.start_from or "" for run in active}
+        kept = {start or "", *self._watched, *(run.id for run in active), *started}
+        return storage.find_surplus(self.root, self._limits, self._sources, kept)
 
     def _seconds(self, source: str) -> float:
         minutes = self._limits.minutes_signed_in if source.startswith(SIGNED_IN) else self._limits.minutes
@@ -205,10 +222,12 @@ def find_devices() -> list[torch.device]:
 
 def describe_space(device: torch.device, limits: Limits) -> str:
     """Return what a visitor of a Space must know of it, in words."""
-    name = "a GPU that is lent for a minute at a time (ZeroGPU)" if zero.is_zero() else device_name(device)
+    name = device_name(device)
+    length = f"{limits.minutes:g} minutes ({limits.minutes_signed_in:g} if you are signed in)"
+    if zero.is_zero():
+        name, length = "a GPU lent for a minute at a time (ZeroGPU)", f"{zero.LONGEST_CALL_SECONDS} s of it at most"
     temporary = "Its disk is temporary: when it restarts or falls asleep, all runs made here are lost."
-    length = f"A run stops after {limits.minutes:g} minutes ({limits.minutes_signed_in:g} if you are signed in)"
     return (
-        f"This Space trains on {name}. {length}; Continue resumes it. {temporary} Of your runs the latest "
-        f"{limits.runs:g} are kept; the list marks what goes next. Keep one with Save or download."
+        f"This Space trains on {name}. A run stops after {length}; Continue resumes it. {temporary} Of your runs the "
+        f"latest {limits.runs:g} are kept; the list marks what goes next. Keep one with Save or download."
     )

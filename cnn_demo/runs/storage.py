@@ -14,8 +14,8 @@ NEW_RUN_BYTES = 300_000_000  # the largest network's weights and their state, tw
 FREE_BYTES = 1_000_000_000  # of the disk, never used
 
 
-def find_surplus(root: Path, limits: Limits, sources: dict[str, str], kept: Container[str]) -> list[Run]:
-    """Return the runs to delete before a new one fits. sources: of runs, by id, or their owner. kept: ids.
+def find_surplus(root: Path, limits: Limits, sources: dict[str, str], kept: Container[str]) -> tuple[list[Run], bool]:
+    """Return the runs to delete before a new one fits, and whether it then does. sources: of runs, by id. kept: ids.
 
     The oldest of the source that uses most goes first, so that who fills the disk loses their own runs.
     """
@@ -24,6 +24,8 @@ def find_surplus(root: Path, limits: Limits, sources: dict[str, str], kept: Cont
     for run in folder.list_runs(root):  # the latest first
         if run.id not in NETWORKS:
             groups.setdefault(sources.get(run.id) or run.owner, []).append((run, _size(run.folder, counted)))
+    if not groups:
+        return [], True  # the folder may not be there yet
     used = sum(size for runs in groups.values() for _, size in runs)
     available = min(1e9 * limits.disk_gb, used + shutil.disk_usage(root).free - FREE_BYTES) - NEW_RUN_BYTES
     surplus: list[Run] = []
@@ -34,7 +36,7 @@ def find_surplus(root: Path, limits: Limits, sources: dict[str, str], kept: Cont
             run, size = ended.pop()
             surplus.append(run)
             used, remaining = used - size, remaining - 1
-    return surplus
+    return surplus, used <= available
 
 
 def _size(path: Path, counted: set[tuple[int, int]]) -> int:

@@ -9,7 +9,7 @@ from ..errors import ConfigError
 from .config import RunConfig
 from .distributed import Group
 
-Stop = Callable[[], bool]  # tells whether a stop is requested
+Stop = Callable[[], bool | str]  # tells whether a stop is requested; a text is the reason, to follow "At step 33"
 
 
 class Stopped(Exception):
@@ -47,7 +47,7 @@ class Budget:
 
     def check_stop(self) -> None:
         """Raise Stopped if a stop is requested."""
-        if self.agree(self.stop()):
+        if self.agree(bool(self.stop())):
             raise Stopped
 
     def step_seconds(self) -> float:

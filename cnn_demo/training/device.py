@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import time
+from pathlib import Path
 
 import torch
 
@@ -43,3 +45,53 @@ def keep_freed_memory(keep: bool = True) -> None:
         libc.mallopt(-4, 0 if keep else 65_536)  # M_MMAP_MAX
         libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, (1 << 31) - 1 if keep else 64 << 20)  # M_TRIM_THRESHOLD
+
+
+class Threads:
+    """How many threads a server's run computes with on the CPU: fewer while other work takes a core of theirs.
+
+    Each layer waits for its slowest thread, so beside one busy process two threads on two cores are slower than one.
+    Linux counts how long a thread was ready but had no core (proc(5), schedstat); elsewhere the number stays. It also
+    stays where nothing else computes, and from the command line: it changes the last bits of a sum, so of a run.
+    """
+
+    LOOK_SECONDS = 1.0
+    LONGEST_WAIT = 0.25  # of the time: 0.01 to 0.02 were measured alone, 0.4 beside one busy process
+    RETRY_SECONDS = 10.0  # until all threads are tried again, doubled each time that this was too early
+
+    def __init__(self) -> None:
+        self.all, self.retry_seconds = torch.get_num_threads(), self.RETRY_SECONDS
+        self._mark()
+
+    def _mark(self) -> None:
+        self.since, self.cpu_seconds, self.waits = time.monotonic(), time.process_time(), _read_waits()
+
+    def adapt(self) -> None:
+        """Choose the number for the next steps of the thread that calls; costs a millisecond a second."""
+        used, seconds = torch.get_num_threads(), time.monotonic() - self.since
+        if self.all == 1 or seconds < (self.LOOK_SECONDS if used == self.all else self.retry_seconds):
+            return
+        if used < self.all:
+            torch.set_num_threads(self.all)
+            self.retry_seconds *= 2
+        else:
+            waits = _read_waits()
+            if max((waits[k] - self.waits.get(k, waits[k]) for k in waits), default=0.0) > self.LONGEST_WAIT * seconds:
+                cores = round((time.process_time() - self.cpu_seconds) / seconds)  # that it got
+                torch.set_num_threads(max(1, min(used - 1, cores)))
+            else:
+                self.retry_seconds = self.RETRY_SECONDS
+        self._mark()
+
+    def restore(self) -> None:
+        """Compute with all threads again."""
+        torch.set_num_threads(self.all)
+
+
+def _read_waits() -> dict[str, float]:
+    """Return for each thread of this process the seconds that it was ready to run and had no core."""
+    waits = {}
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):  # the thread has ended
+            waits[file.parent.name] = int(file.read_text().split()[1]) / 1e9
+    return waits

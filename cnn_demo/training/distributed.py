@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from ..settings import Rank
 
 PATIENCE = timedelta(minutes=5)  # for a process that lags behind, while one writes a checkpoint for example
@@ -26,9 +26,9 @@ class Group:
     size: int = 1
 
     def part(self, count: int) -> slice:
-        """Return this process's part of `count` pictures."""
+        """Return this process's part of a batch of `count` pictures. Raises ConfigError."""
         if count % self.size:
-            raise ConfigError("batch_size", f"A batch of {count} cannot be divided by {self.size} processes.")
+            raise ConfigError("batch_size", f"Batch size: for {self.size} processes give a multiple, not {count}.")
         each = count // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
@@ -56,14 +56,17 @@ class Group:
 
 @contextlib.contextmanager
 def joined(rank: Rank) -> Iterator[Group]:
-    """Join the processes that torchrun started, while the block lasts; alone, do nothing."""
+    """Join the processes that torchrun started, while the block lasts; alone, do nothing. Raises InputError."""
     if rank.size == 1:
         yield Group()
         return
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(rank.local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    except ValueError as error:
+        raise InputError(f"WORLD_SIZE is {rank.size}: start the program by torchrun, or unset it.") from error
     try:
         yield Group(rank.number, rank.size)
     finally:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.context import Context
 from gradio.events import api
 
 from ..answers.inference import Classifier
@@ -109,16 +108,3 @@ def build(service: Service, classifier: Classifier) -> None:
         api(function, queue=False)
     inputs = [picture_file(visible=False), gr.Textbox("resnet50", visible=False)]
     gr.Button(visible=False).click(classify, inputs, gr.JSON(visible=False), api_name="classify", **CLASSIFY)
-    page: Any = Context.root_block
-    usual = page.preprocess_data
-
-    async def preprocess(*given: Any) -> Any:
-        """Refuse what Gradio itself cannot take, such as too few values, in a sentence; it would log a traceback."""
-        try:
-            return await usual(*given)
-        except gr.Error:
-            raise
-        except Exception as error:
-            raise gr.Error("The inputs cannot be used; see what is expected.", print_exception=False) from error
-
-    page.preprocess_data = preprocess

@@ -9,8 +9,9 @@ import gradio as gr
 from ..answers.inference import Classifier
 from ..runs.service import Service
 from . import api, classify, stages, train
+from .events import sentence
 from .run_view import PLOTLY
-from .visitors import PICTURE_BYTES, LimitBody
+from .visitors import PICTURE_BYTES, UNUSABLE, CheckRequest
 
 HERE = Path(__file__).parent
 RUN_SCRIPTS = ("run_state.js", "run_chart.js", "run_text.js", "run_compare.js", "run_view.js")
@@ -19,10 +20,25 @@ TITLE = """<h1>CNN Demo</h1>
 <p>Train VGG16 or ResNet50 live, see the feature maps at every stage, and classify your own pictures.</p>"""
 
 
+class Page(gr.Blocks):
+    """Gradio's page, except that it answers inputs it cannot take, such as too few values, in a sentence."""
+
+    async def preprocess_data(self, *given: Any, **more: Any) -> Any:
+        """Return the inputs of a handler. Raises gr.Error; only what is not the visitor's mistake is logged."""
+        try:
+            return await super().preprocess_data(*given, **more)
+        except gr.Error:
+            raise
+        except UNUSABLE as error:
+            raise gr.Error("The inputs cannot be used; see what is expected.", print_exception=False) from error
+        except Exception as error:
+            raise gr.Error(sentence(error), print_exception=False) from error
+
+
 def build(service: Service) -> gr.Blocks:
     """Return the page over a service."""
     classifier = Classifier(service.root)
-    page = gr.Blocks(title="CNN Demo", analytics_enabled=False, delete_cache=(3600, 3600))
+    page = Page(title="CNN Demo", analytics_enabled=False, delete_cache=(3600, 3600))
     with page:
         gr.HTML(TITLE, elem_classes="title", apply_default_css=False)
         with gr.Tabs() as tabs:
@@ -58,5 +74,5 @@ def launch_options() -> dict[str, Any]:
         "mcp_server": True,
         "max_file_size": PICTURE_BYTES,
         "state_session_capacity": 500,  # of what Gradio keeps for each page, 0.1 MB
-        "app_kwargs": {"middleware": [(LimitBody, (), {})]},
+        "app_kwargs": {"middleware": [(CheckRequest, (), {})]},
     }

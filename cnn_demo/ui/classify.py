@@ -58,22 +58,21 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
                 )
     owner = gr.Textbox(visible=False)
 
-    def show(file: str | None, one: str | None, two: str | None) -> str:
+    def show(secret: str, file: str | None, one: str | None, two: str | None) -> str:
         if not one:
             return NO_CHECKPOINT
         if not file:
             return EMPTY
         try:
             whole = photo.read_picture(Path(file))
-            square = photo.crop(whole)
-            pixels = photo.to_input(square)
+            pixels = photo.to_input(photo.crop(whole))
             names = [one] if not two or two == one else [one, two]
-            answers = [classifier.answer(name, pixels) for name in names]
+            answers = [classifier.answer(name, pixels, secret) for name in names]
             panels = "".join(panel(Run(service.root / found.name).title, found, scores) for found, scores in answers)
         except CnnDemoError as error:
             message = escape(sentence(error, file))
             return f"<div class='empty'><strong>No answer</strong><p role='alert'>{message}</p></div>"
-        return f"<div class='answers'>{panels}</div>{steps(whole, square, pixels)}"
+        return f"<div class='answers'>{panels}</div>{steps(whole, pixels)}"
 
     def offer(secret: str, one: str | None, two: str | None) -> list[Any]:
         """Return the checkpoints that this visitor may choose; what is chosen stays so while it is there."""
@@ -100,8 +99,8 @@ def build(service: Service, page: gr.Blocks, view: gr.HTML, tabs: gr.Tabs, class
         except CnnDemoError as error:
             return {"error": str(error)}
 
-    changed, chosen = [picture.change, first.change, second.change], [picture, first, second]
-    gr.on(changed, show, chosen, answer, trigger_mode="always_last", **CLASSIFY, **PRIVATE)
+    changed, chosen = [picture.change, first.change, second.change], [owner, picture, first, second]
+    gr.on(changed, show, chosen, answer, js=ADD_OWNER, trigger_mode="always_last", **CLASSIFY, **PRIVATE)
     # Also when the tab is opened: a run may have ended since.
     gr.on([first.change, tabs.select], describe, first, evaluation, **UNQUEUED)
     examples.pick(pick, None, picture, **UNQUEUED)
@@ -143,14 +142,15 @@ def panel(title: str, checkpoint: Checkpoint, answer: Answer) -> str:
 A score is not the probability of being right.</p></section>"""
 
 
-def steps(whole: Image.Image, square: Image.Image, pixels: Tensor) -> str:
+def steps(whole: Image.Image, pixels: Tensor) -> str:
     """Return the way from the photo to the tensor `3,32,32` that the network gets, as HTML."""
-    preview, content = whole.copy(), io.BytesIO()
+    size: tuple[int, int] = whole.info.get("size", whole.size)
+    side, preview, content = min(size), whole.copy(), io.BytesIO()
     preview.thumbnail((384, 384))
     preview.save(content, "PNG")
     pictures = [
-        ("your picture", whole.size, content.getvalue(), ""),
-        ("its center", square.size, content.getvalue(), "square"),
+        ("your picture", size, content.getvalue(), ""),
+        ("its center", (side, side), content.getvalue(), "square"),
         ("what the network sees", (photo.INPUT_PX, photo.INPUT_PX), photo.to_png(pixels), "pixels"),
     ]
     figures = "".join(
@@ -158,7 +158,7 @@ def steps(whole: Image.Image, square: Image.Image, pixels: Tensor) -> str:
         f"<figcaption>{title}, {width}×{height}</figcaption></figure>"
         for title, (width, height), content, kind in pictures
     )
-    merged = (square.width / photo.INPUT_PX) ** 2
+    merged = (side / photo.INPUT_PX) ** 2
     if merged > 1:
         note = f"Each pixel the network sees averages about {merged:,.0f} of yours." if merged >= 1.5 else ""
     else:

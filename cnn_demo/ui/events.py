@@ -84,6 +84,6 @@ def checkpoint_choices(service: Service, owner: str, also: str = "") -> list[tup
         measured = {kind: line[f"{kind}_accuracy"] for kind in ("test", "validation")}
         texts = [f"{percent(accuracy)} {kind}" for kind, accuracy in measured.items() if accuracy is not None]
         found.append((f"{[*texts, line['state']][0]} · {line['title']}", line["run"]))
-    if also in names and also not in lines:
-        found.append((Run(service.root / also).title, also))
+    if also in names and also not in lines and not (run := Run(service.root / also)).is_private_to_others(owner):
+        found.append((run.title, also))
     return found

@@ -106,10 +106,10 @@ def build_open(service: Service, page: gr.Blocks) -> gr.Textbox:
         progress(0, desc=f"Downloading {text[:120]}")
         try:
             run = hub.pull(service.root, service.hub, text, token.token if token else False, secret, gr.Info)
+            source = f"{run.source['repo']}@{run.source['commit'][:8]}"
             service.add_opened(run, source_of(request, profile, service.is_space))
         except Exception as error:
             return [failed(error), gr.skip()]
-        source = f"{run.source['repo']}@{run.source['commit'][:8]}"
         return [f"<p role='status'>Opened {escape(source)}. It is now selected.</p>", run.id]
 
     def list_own(profile: Profile, token: Token) -> Any:

@@ -3,17 +3,20 @@
 import contextlib
 import ipaddress
 import json
+import logging
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.route_utils import FnIndexInferError
 
 from ..runs.files import modified
 from ..runs.queue import SIGNED_IN
 
 BODY_BYTES, PICTURE_BYTES = 10_000_000, 25_000_000  # of a request, of an upload
+UNUSABLE = (ValueError, TypeError, LookupError, AttributeError, FnIndexInferError)  # Gradio on what it does not expect
 UPLOADS_BYTES, UPLOAD_SECONDS = 1_000_000_000, 7200  # of all uploads, of one
 
 
@@ -36,32 +39,56 @@ def source_of(request: gr.Request | None, profile: gr.OAuthProfile | None, is_sp
     return str(ipaddress.ip_network(f"{address}/64", strict=False) if ":" in str(address) else address)
 
 
-class LimitBody:
-    """ASGI middleware that refuses too large a body, before it is read where its length is announced."""
+class TooLarge(Exception):
+    """Raised while a body is read that is too large."""
+
+
+class CheckRequest:
+    """ASGI middleware that answers in a sentence what Gradio would not: too large a body, and what it fails on."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> Any:
-        """Answer a request with status 413 if its body is too large, else pass it on."""
+        """Answer with status 413 if the body is too large, 400 if Gradio cannot use what it says; else pass it on."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         limit = PICTURE_BYTES if scope["path"].endswith("/upload") else BODY_BYTES
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > limit:
-            sentence = f"The request is too large: at most {limit // 1_000_000} MB are allowed."
+        too_large = f"The request is too large: at most {limit // 1_000_000} MB are allowed."
+
+        async def refuse(status: int, sentence: str) -> None:
             headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-            await send({"type": "http.response.start", "status": 413, "headers": headers})
-            return await send({"type": "http.response.body", "body": json.dumps({"detail": sentence}).encode()})
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": json.dumps({"detail": sentence}).encode()})
+
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > limit:  # before it is read
+            return await refuse(413, too_large)
         read = 0
 
         async def limited() -> Any:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            return {"type": "http.disconnect"} if read > limit else message  # its length was not announced
+            if read > limit:  # its length was not announced
+                raise TooLarge
+            return message
 
-        await self.app(scope, limited, send)
+        async def answer(message: Any) -> None:
+            if read <= limit:
+                await send(message)
+            elif message["type"] == "http.response.start":  # whatever was made of it
+                await refuse(413, too_large)
+
+        try:
+            await self.app(scope, limited, answer)
+        except TooLarge:
+            await refuse(413, too_large)
+        except UNUSABLE as error:  # no function or component of that number, or NaN, which FastAPI cannot quote
+            if scope["method"] != "POST":
+                raise
+            logging.getLogger(__name__).warning("A request to %s was refused: %.200r", scope["path"][:80], error)
+            await refuse(400, "The request cannot be used; /gradio_api/info says what is expected.")
 
 
 def clean_uploads(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line as a person or a script uses it: words, exit codes, JSON, Ctrl-C."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from cnn_demo import cli, settings
 from cnn_demo.pictures import shapes
 from cnn_demo.pictures.dataset import Dataset
 from cnn_demo.runs import folder
-from cnn_demo.training import device
+from cnn_demo.training import device, distributed
 from tests import bench
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,7 @@ def test_one_flag_changes_one_field(root: Path) -> None:
     assert {key for key in a if a[key] != b[key]} == {"schedule"}
 
 
+ON_JOBS = ["train", "vgg16", "--on", "jobs", "--space", "ada/cnn", "--push", "ada/net"]
 BAD = [
     ["train", "vgg19"],
     ["train", "vgg16", "--dataset", "mnist"],
@@ -125,6 +127,11 @@ BAD = [
     ["stages", "vgg16", "--input-size", "16"],
     ["stages", "vgg16", "--input-size", "big"],
     ["stages", "resnet50", "--input-size", "99999"],
+    [*ON_JOBS, "--data", "."],
+    [*ON_JOBS, "--start-from", "my-run"],
+    [*ON_JOBS, "--start-from", __file__],
+    [*ON_JOBS, "--preset", "course"],  # without the shipped checkpoint
+    [*ON_JOBS, "--dataset", "shapes", "--batch-size", "4096", "--validation-pictures", "9000"],
 ]
 
 
@@ -140,6 +147,28 @@ def test_bad_input_is_one_error_and_exit_2(
     assert code == 2 and err[-1].startswith("cnn_demo: ") and err[-1].endswith("."), err
     assert not any("Traceback" in line for line in err)
     assert not root.exists()  # nothing was started
+
+
+def test_without_torchrun_a_number_of_processes_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["train", "resnet50", "--dataset", "shapes", *SHORT]) == 2
+    assert "WORLD_SIZE is 2: start the program by torchrun" in capsys.readouterr().err and not root.exists()
+    started = subprocess.run([sys.executable, ROOT / "app.py"], capture_output=True, text=True)
+    assert started.returncode == 2 and started.stderr.startswith("cnn_demo: The page is one process")
+    assert len(started.stderr.splitlines()) == 1
+
+
+def test_a_batch_for_other_processes_leaves_no_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(distributed, "joined", lambda rank: contextlib.nullcontext(distributed.Group(0, 3)))
+    assert cli.main(["train", "resnet50", "--dataset", "shapes", *SHORT]) == 2
+    assert "Batch size: for 3 processes give a multiple, not 20." in capsys.readouterr().err
+    assert not root.exists()
 
 
 def test_an_unwritable_folder_is_exit_2(

@@ -108,7 +108,8 @@ def test_interrupt_and_continue_reach_all_processes(tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
+    assert "stopping and saving\n" in errors, "torchrun decides what a second Ctrl-C does"
     (run,) = folder.list_runs(tmp_path)
     history = run.history()
     assert history.state == "stopped" and 0 < history.finished.step < 12
@@ -121,7 +122,7 @@ def test_interrupt_and_continue_reach_all_processes(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be divided by 3"):
+    with pytest.raises(ConfigError, match="for 3 processes give a multiple, not 256"):
         Group(1, 3).part(256)
     assert Group(1, 2).part(256) == slice(128, 256)
     assert Group().agree(True, 3.5) == (True, 3.5)

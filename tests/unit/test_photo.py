@@ -12,6 +12,7 @@ from PIL import Image
 
 from cnn_demo.errors import DataError
 from cnn_demo.pictures import photo
+from cnn_demo.ui.classify import steps
 
 ORIENTATION, GPS = 0x0112, 0x8825
 
@@ -137,6 +138,13 @@ def test_a_large_jpeg_is_decoded_small_and_seen_the_same(tmp_path: Path, monkeyp
     assert found.size == (3000, 2400)
     difference = photo.to_input(photo.crop(found)).float() - photo.to_input(photo.crop(small)).float()
     assert difference.abs().max() <= 3
+    shown = steps(found, photo.to_input(photo.crop(found)))
+    assert "your picture, 6000×4800" in shown and "its center, 4800×4800" in shown and "22,500 of yours" in shown
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    small.save(tmp_path / "b.jpg", exif=exif)
+    turned = photo.read_picture(tmp_path / "b.jpg")
+    assert turned.size == (2400, 3000) and "your picture, 4800×6000" in steps(turned, photo.to_input(turned))
 
 
 @pytest.mark.parametrize("name", photo.FORMATS)

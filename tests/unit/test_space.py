@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+from cnn_demo import cli
 from cnn_demo.errors import CnnDemoError, HubError, InputError
 from cnn_demo.sharing import jobs, space
-from tests.hub_server import HubServer
+from cnn_demo.sharing.hub import Token
+from cnn_demo.training.config import RunConfig
+from tests.hub_server import Fault, HubServer
 from tests.sharing import ADA, quiet
 
 ROOT = Path(__file__).parents[2]
+RECIPE = RunConfig(model="vgg16", epochs=1)
+PROGRAM = b"""import os, sys
+open("calls", "a").write(" ".join(sys.argv[1:]) + chr(10))
+print('{"run_id": "the-run"}')
+sys.exit(int(os.environ.get("EXIT", 0)))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +138,7 @@ def test_a_space_or_job_refuses_a_revision(server: HubServer, checkout: Path, na
         upload(server, checkout, name)
     for space_name, repo in ((name, "ada/net"), ("ada/net", name)):
         with pytest.raises(InputError, match="only main is written to; enter ada/cnn"):
-            jobs.launch(server.url, "python -m cnn_demo train vgg16", "t4-small", space_name, repo, ADA)
+            jobs.launch(server.url, RECIPE, "t4-small", space_name, repo, ADA)
     assert not server.requests
 
 
@@ -137,19 +148,101 @@ def test_upload_needs_a_sign_in(server: HubServer, checkout: Path) -> None:
     assert not server.requests
 
 
-def test_job_runs_the_command_and_pushes(server: HubServer) -> None:
-    command = "python -m cnn_demo train vgg16 --epochs 20"
-    address = jobs.launch(server.url, command, "t4-small", "ada/cnn", "ada/net", ADA)
+@pytest.fixture
+def program(server: HubServer) -> dict[str, bytes]:
+    """The files of a private Space: a program that does nothing, and a PyTorch that finds a GPU."""
+    torch = b"class ones:\n    def __init__(self, n): pass\n    cuda = exp = lambda self: self\n    item = cuda\n"
+    files = {"requirements.txt": b"", "torch.py": torch, "cnn_demo/cli.py": b"", "cnn_demo/__main__.py": PROGRAM}
+    files["checkpoints/vgg16/model.safetensors"] = b"all of the weights"
+    server.add_repo("ada/cnn", files, private=True, kind="spaces")
+    return files
+
+
+def execute(server: HubServer, folder: Path, **environ: str) -> tuple[int, str, list[str]]:
+    """Do what the posted job does; return its exit code, what it printed and the program's calls."""
+    (job,) = server.jobs
+    (folder / "pip").write_text("#!/bin/sh\n")  # everything is installed
+    (folder / "pip").chmod(0o755)
+    path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    given = {"PATH": path, "HOME": str(folder), **job["environment"], **job["secrets"], **environ}
+    done = subprocess.run(job["command"], cwd=folder, env=given, capture_output=True, text=True, timeout=60)
+    calls = folder / "app" / "calls"
+    return done.returncode, done.stdout + done.stderr, calls.read_text().splitlines() if calls.is_file() else []
+
+
+def test_job_trains_with_the_whole_weights_and_pushes(
+    server: HubServer, program: dict[str, bytes], tmp_path: Path
+) -> None:
+    address = jobs.launch(server.url, RunConfig(model="vgg16", epochs=20), "t4-small", "ada/cnn", "ada/net", ADA)
     (job,) = server.jobs
     assert address and job["flavor"] == "t4-small" and job["secrets"] == {"HF_TOKEN": ADA}
-    script = job["command"][-1]
-    assert f"{command} --json" in script and f"{server.url}/spaces/ada/cnn" in script and script.endswith("ada/net")
     assert ADA not in json.dumps({**job, "secrets": ""})
-    with pytest.raises(CnnDemoError, match="hf auth login"):
-        jobs.launch(server.url, command, "t4-small", "ada/cnn", "ada/net", False)
+    code, printed, calls = execute(server, tmp_path)
+    assert code == 0, printed
+    assert calls == ["train vgg16 --epochs 20 --dataset cifar10 --json", "push the-run ada/net"]
+    name = "checkpoints/vgg16/model.safetensors"
+    assert (tmp_path / "app" / name).read_bytes() == program[name]
 
 
-def test_a_job_that_may_have_started_is_not_to_be_started_again(server: HubServer) -> None:
-    server.close()
+def test_job_pushes_nothing_of_a_run_that_diverged(
+    server: HubServer, program: dict[str, bytes], tmp_path: Path
+) -> None:
+    jobs.launch(server.url, RECIPE, "t4-small", "ada/cnn", "ada/net", ADA)
+    code, _, calls = execute(server, tmp_path, EXIT="3")
+    assert code == 3 and [call.split()[0] for call in calls] == ["train"]
+
+
+def test_job_without_a_usable_gpu_fails_before_it_trains(
+    server: HubServer, program: dict[str, bytes], tmp_path: Path
+) -> None:
+    driver = {"torch.py": b"raise RuntimeError('the driver is too old')"}
+    server.add_repo("ada/cnn", {**program, **driver}, kind="spaces")
+    jobs.launch(server.url, RECIPE, "t4-small", "ada/cnn", "ada/net", ADA)
+    code, printed, calls = execute(server, tmp_path)
+    assert code == 1 and jobs.NO_GPU in printed and not calls
+    server.jobs.clear()
+    jobs.launch(server.url, RECIPE, "cpu-basic", "ada/cnn", "ada/net", ADA)  # asked for
+    assert jobs.USE_GPU not in server.jobs[0]["command"][-1]
+
+
+def test_a_job_that_cannot_succeed_is_not_posted(server: HubServer, program: dict[str, bytes]) -> None:
+    def refused(start: str | None = None, repo: str = "ada/net", token: Token = ADA) -> str:
+        with pytest.raises(CnnDemoError) as caught:
+            config = RunConfig(model="vgg16", epochs=1, start_from=start)
+            jobs.launch(server.url, config, "t4-small", "ada/cnn", repo, token)
+        return str(caught.value)
+
+    assert "hf auth login" in refused(token=False)
+    assert "private" in refused(token="bob-token")  # whose Space it is not
+    assert "may not write" in refused(repo="bob/net")
+    del program["checkpoints/vgg16/model.safetensors"]
+    server.add_repo("ada/cnn", program, kind="spaces")
+    assert "ada/cnn has no checkpoints/vgg16/model.safetensors. Upload this program" in refused(start="vgg16")
+    server.add_repo("ada/cnn", {"app.py": b""}, kind="spaces")
+    assert "ada/cnn has no cnn_demo/cli.py" in refused()
+    assert not server.jobs
+
+
+def test_a_job_is_started_from_the_command_line(
+    server: HubServer,
+    program: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = {"HF_TOKEN": ADA, "HF_ENDPOINT": server.url, "CNN_DEMO_CHECKPOINTS": str(tmp_path / "none")}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    command = ["train", "vgg16", "--on", "jobs", "--space", "ada/cnn", "--push", "ada/net"]
+    assert cli.main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"job": f"{server.url}/jobs/ada/job1", "push": "ada/net"}
+    assert cli.main(command) == 0 and "cnn_demo pull ada/net" in capsys.readouterr().out
+    assert len(server.jobs) == 2
+    assert cli.main([*command, "--start-from", "my-run"]) == 2
+    assert "cannot read 'my-run'" in capsys.readouterr().err and len(server.jobs) == 2
+
+
+def test_a_job_that_may_have_started_is_not_to_be_started_again(server: HubServer, program: dict[str, bytes]) -> None:
+    server.faults.append(Fault("POST /api/jobs", how="drop", times=10))
     with pytest.raises(HubError, match="look at your jobs"):
-        jobs.launch(server.url, "python -m cnn_demo train vgg16", "t4-small", "ada/cnn", "ada/net", ADA)
+        jobs.launch(server.url, RECIPE, "t4-small", "ada/cnn", "ada/net", ADA)

@@ -1,21 +1,27 @@
 """Limits of a public Space: disk, queue and time, shared fairly between sources."""
 
+import os
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cnn_demo import settings
-from cnn_demo.errors import CheckpointError, ConfigError, InputError, RunError
+from cnn_demo.errors import CheckpointError, ConfigError, DiskError, InputError, RunError
 from cnn_demo.pictures.dataset import Dataset
 from cnn_demo.runs import folder, storage
 from cnn_demo.runs.service import Service
 from cnn_demo.settings import SPACE_LIMITS, Limits, Settings
 from cnn_demo.sharing import hub
 from cnn_demo.training.config import RunConfig
+from cnn_demo.ui.events import checkpoint_choices
 from tests.hub_server import HubServer
 from tests.sharing import push
 
@@ -50,7 +56,7 @@ def test_who_fills_the_disk_loses_their_own_runs(tmp_path: Path) -> None:
     for i in range(100):  # each with an owner of its own
         run = make_run(tmp_path, f"invented {i}")
         sources[run.id] = "2.2.2.2"
-        for surplus in storage.find_surplus(tmp_path, limits, sources, {run.id}):
+        for surplus in storage.find_surplus(tmp_path, limits, sources, {run.id})[0]:
             folder.discard(surplus)
         kept = folder.list_runs(tmp_path)
         assert 5 * MB * len(kept) <= 100 * MB and first.folder.is_dir() and run.folder.is_dir()
@@ -64,15 +70,33 @@ def test_what_ships_is_watched_or_is_trained_stays(tmp_path: Path) -> None:
     shipped.folder.rename(tmp_path / "resnet50")
     runs = [make_run(tmp_path, "anna") for _ in range(4)]
     with runs[1].locked():
-        found = storage.find_surplus(tmp_path, Limits(disk_gb=0), {}, {runs[0].id})
-    assert {run.id for run in found} == {runs[2].id, runs[3].id}
+        found, fits = storage.find_surplus(tmp_path, Limits(disk_gb=0.311), {}, {runs[0].id})
+    assert {run.id for run in found} == {runs[2].id, runs[3].id} and fits
+
+
+def test_where_all_is_watched_a_new_run_is_refused_and_nothing_is_deleted(space: Service) -> None:
+    shown = [make_run(space.root, f"invented {i}", 60 * MB) for i in range(4)]
+    other = make_run(space.root, "anna", 60 * MB)
+    for run in shown:
+        space.add_opened(run, "1.1.1.1")  # and so watched
+    space._limits = replace(SPACE_LIMITS, disk_gb=0.5)  # 200 MB for 300
+    with pytest.raises(DiskError, match="is being trained or watched"):
+        space.submit(LONG, "bert", "2.2.2.2")
+    assert {run.id for run in folder.list_runs(space.root)} == {run.id for run in (*shown, other)}
+    space._watched.clear()
+    space.stop(space.submit(LONG, "bert", "2.2.2.2"), "bert")
+    assert other.folder.exists() and not shown[0].folder.exists()
 
 
 def test_shared_files_are_counted_once(tmp_path: Path) -> None:
     first, second = make_run(tmp_path, "anna", 60 * MB), make_run(tmp_path, "bert", 1)
     (second.folder / "model.safetensors").unlink()
     (second.folder / "model.safetensors").hardlink_to(first.folder / "model.safetensors")
-    assert storage.find_surplus(tmp_path, Limits(disk_gb=0.4), {}, ()) == []
+    assert storage.find_surplus(tmp_path, Limits(disk_gb=0.4), {}, ()) == ([], True)
+
+
+def test_a_folder_that_is_not_there_yet_has_room(tmp_path: Path) -> None:
+    assert storage.find_surplus(tmp_path / "new", SPACE_LIMITS, {}, ()) == ([], True)
 
 
 def test_the_list_tells_what_goes_next(space: Service) -> None:
@@ -89,8 +113,38 @@ def test_what_an_active_run_starts_from_stays(space: Service, shipped: Path) -> 
     (runs[0].folder / "model.safetensors").write_bytes((shipped / "model.safetensors").read_bytes())
     run = space.submit(replace(LONG, start_from=runs[0].id), "anna", "1.1.1.1")
     assert runs[0].folder.exists() and not runs[1].folder.exists()
-    space._watched.clear()
-    assert {runs[0].id, run} <= space._kept()
+    space._limits = replace(SPACE_LIMITS, runs=1)
+    surplus = {found.id for found in space._surplus()[0]}
+    assert surplus and not surplus & {runs[0].id, run}
+
+
+def test_a_run_that_is_being_made_makes_no_room_for_another(space: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    space._limits = replace(SPACE_LIMITS, runs=1)
+    others = []
+
+    def create(*given: Any, real: Callable[..., folder.Run] = folder.create) -> folder.Run:
+        run = real(*given)
+        others.append(threading.Thread(target=space.make_room))
+        others[0].start()
+        others[0].join(0.3)
+        return run
+
+    monkeypatch.setattr(folder, "create", create)
+    run = space.submit(LONG, "anna", "1.1.1.1")
+    others[0].join(30)
+    assert (space.root / run).is_dir()
+
+
+def test_room_is_made_again_when_a_run_that_waited_begins(space: Service) -> None:
+    space._limits = replace(SPACE_LIMITS, disk_gb=0.4, runs=float("inf"))  # one limit holds without the other
+    first, second = (space.submit(LONG, owner, "1.1.1.1") for owner in ("anna", "bert"))
+    grown = make_run(space.root, "carl", 200 * MB)
+    space.stop(first, "anna")
+    deadline = time.monotonic() + 30
+    while space.watch(second)["state"] in ("queued", "preparing"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not grown.folder.exists()
 
 
 def test_the_next_visitor_is_next_in_line_whatever_one_source_queues(space: Service) -> None:
@@ -135,9 +189,18 @@ def test_limits_are_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("CNN_DEMO_MINUTES", "5")
     monkeypatch.setenv("CNN_DEMO_RUNS", "0")
     assert settings.read().limits == replace(SPACE_LIMITS, minutes=5, runs=float("inf"))
-    monkeypatch.setenv("CNN_DEMO_MINUTES", "five")
-    with pytest.raises(InputError, match="CNN_DEMO_MINUTES: enter a number, 0 for no limit, not 'five'"):
-        settings.read()
+    for damaged in ("five", "nan", "-5"):
+        monkeypatch.setenv("CNN_DEMO_MINUTES", damaged)
+        with pytest.raises(InputError, match=f"CNN_DEMO_MINUTES: enter a positive number, or 0 for .* not '{damaged}'"):
+            settings.read()
+
+
+@pytest.mark.parametrize("command", [["app.py"], ["-m", "cnn_demo", "runs"]])
+def test_a_damaged_limit_ends_the_start_with_a_sentence(command: list[str]) -> None:
+    environ = os.environ | {"CNN_DEMO_DISK_GB": "5 GB"}
+    done = subprocess.run([sys.executable, *command], cwd=settings.ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == "cnn_demo: CNN_DEMO_DISK_GB: enter a positive number, or 0 for no limit, not '5 GB'.\n"
 
 
 def test_a_checkpoint_that_many_open_is_stored_once(run: folder.Run, server: HubServer, tmp_path: Path) -> None:
@@ -158,5 +221,6 @@ def test_a_private_checkpoint_is_hidden_from_who_only_knows_its_id(space: Servic
     seen = space.watch(run.id, owner="bert")
     assert "secret" not in str(seen) and seen["title"] == "a private checkpoint"
     assert space.watch(run.id, owner="anna")["source"]["repo"] == "anna/secret"
+    assert "secret" in str(checkpoint_choices(space, "anna", run.id)) and not checkpoint_choices(space, "bert", run.id)
     with pytest.raises(CheckpointError, match="private repository of someone else"):
         space.submit(replace(LONG, start_from=run.id), "bert", "1.1.1.1")

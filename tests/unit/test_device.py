@@ -1,0 +1,81 @@
+"""Threads of a run on the CPU: fewer beside other work, all of them alone."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cnn_demo.training import device
+from cnn_demo.training.device import Threads
+
+
+class Machine:
+    """A stand-in for a machine of four cores: its clock, and how long the slowest thread waited for a core."""
+
+    def __init__(self) -> None:
+        self.now = self.waited = self.computed = 0.0
+
+    def run(self, seconds: float, waiting: float, cores: float) -> None:
+        self.now, self.waited = self.now + seconds, self.waited + waiting * seconds
+        self.computed += cores * seconds
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    found, before = Machine(), torch.get_num_threads()
+    monkeypatch.setattr(device, "_read_waits", lambda: {"1": 0.0, "2": found.waited})
+    monkeypatch.setattr(time, "monotonic", lambda: found.now)
+    monkeypatch.setattr(time, "process_time", lambda: found.computed)
+    torch.set_num_threads(4)
+    yield found
+    torch.set_num_threads(before)
+
+
+def test_all_threads_stay_where_nothing_else_computes(machine: Machine) -> None:
+    threads = Threads()
+    for _ in range(100):
+        machine.run(0.5, waiting=0.02, cores=3.9)
+        threads.adapt()
+        assert torch.get_num_threads() == 4
+
+
+def test_beside_other_work_there_are_fewer_threads_until_it_has_ended(machine: Machine) -> None:
+    threads, used = Threads(), []
+    for second in range(60):
+        beside = second < 20  # three cores are left
+        machine.run(1.0, waiting=0.4 if beside and torch.get_num_threads() == 4 else 0.0, cores=3.0)
+        threads.adapt()
+        used.append(torch.get_num_threads())
+    assert used[:13] == [3] * 10 + [4] + [3] * 2, "tried again after ten seconds"
+    assert used[11:33] == [3] * 20 + [4, 4], "then after twenty"
+    assert used[33:] == [4] * 27
+
+
+def test_a_container_with_fewer_cores_than_threads_gets_as_many_threads_as_cores(machine: Machine) -> None:
+    threads = Threads()
+    machine.run(1.0, waiting=0.5, cores=1.9)
+    threads.adapt()
+    assert torch.get_num_threads() == 2
+    threads.restore()
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how long a thread waits")
+def test_the_kernel_tells_that_a_thread_waits_for_a_core() -> None:
+    """As many busy processes as cores: this thread gets half of one, and says so."""
+    code = "while True: pass"
+    others = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2 * (torch.get_num_threads() + 1))]
+    try:
+        time.sleep(0.3)
+        before, end = device._read_waits(), time.monotonic() + 1
+        while time.monotonic() < end:
+            pass
+        after = device._read_waits()
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert max(after[k] - before.get(k, after[k]) for k in after) > Threads.LONGEST_WAIT
