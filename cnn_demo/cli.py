@@ -23,6 +23,7 @@ from .training.config import PRESETS, RunConfig, flag, kind_of, override, preset
 
 if TYPE_CHECKING:
     from .pictures.dataset import Dataset
+    from .runs.checkpoints import Checkpoint
     from .runs.folder import Run
 
 
@@ -62,11 +63,13 @@ def build_parser() -> Parser:
     """Return the parser of all commands; the flags of `train` are the fields of RunConfig."""
     parser = Parser(prog="python -m cnn_demo", description="Train VGG16 or ResNet50 on CIFAR-10 and classify pictures.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    as_json, data, run, repo = (Parser(add_help=False) for _ in range(4))  # what several commands take
+    as_json, data, run, repo, weights = (Parser(add_help=False) for _ in range(5))  # what several commands take
     as_json.add_argument("--json", action="store_true", help="make the last line of stdout one JSON value")
     data.add_argument("--data", metavar="FOLDER", type=Path, help="a folder that holds CIFAR-10")
     run.add_argument("run", metavar="RUN")
     repo.add_argument("name", metavar="OWNER/NAME")
+    text = "name, run id, folder, file or hf:owner/name[@revision] (default: the first there is)"
+    weights.add_argument("--checkpoint", metavar="NAME", help=text)
 
     def command(name: str, function: Callable[..., int | None], *parents: Parser) -> Parser:
         text = str(function.__doc__).split("\n")[0]
@@ -86,10 +89,13 @@ def build_parser() -> Parser:
         default = "" if field.default is None else f" (default {field.default})"
         sub.add_argument(flag(field.name), metavar=metavar, help=field.metadata["help"] + default)
     command("continue", continue_run, run, as_json, data)
-    sub = command("classify", classify, as_json)
+    sub = command("classify", classify, as_json, weights)
     sub.add_argument("pictures", metavar="IMAGE|FOLDER", type=Path, nargs="+")
-    text = "name, run id, folder, file or hf:owner/name[@revision] (default: the first there is)"
-    sub.add_argument("--checkpoint", metavar="NAME", help=text)
+    sub = command("explain", explain, weights)
+    sub.add_argument("picture", metavar="IMAGE", type=Path)
+    sub.add_argument("--class", dest="label", metavar="NAME", help="class to explain (default: the answer)", default="")
+    sub.add_argument("--stage", metavar="NAME", help="stage for Grad-CAM, or stage3.conv2, say", default="")
+    sub.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="a new or empty folder")
     command("evaluate", evaluate, run, as_json, data)
     sub = command("export", export, run)
     sub.add_argument("folder", metavar="FOLDER", type=Path)
@@ -217,14 +223,9 @@ def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """Classify pictures with a checkpoint."""
     from .answers import inference
     from .pictures import photo
-    from .runs import checkpoints
 
-    names = [arguments.checkpoint] if arguments.checkpoint else checkpoints.checkpoint_names(where.checkpoints)
-    if not names:
-        raise InputError("There is no checkpoint yet; train one, or name a file with --checkpoint.")
-    name = local_name(names[0], where)
-    checkpoint = checkpoints.find_checkpoint(where.checkpoints, name)
-    network = checkpoint.network()
+    checkpoint = load_checkpoint(arguments.checkpoint, where)
+    name, network = checkpoint.name, checkpoint.network()
     files: list[Path] = []
     for path in arguments.pictures:
         found: list[Path] = []
@@ -248,6 +249,39 @@ def classify(arguments: argparse.Namespace, where: settings.Settings) -> int:
     else:
         say(f"by {name} ({checkpoint.model}), which knows only: {', '.join(checkpoint.classes)}")
     return 2 if rows and all(row["error"] for row in rows) else 0  # a bad file alone does not fail the rest
+
+
+def load_checkpoint(name: str | None, where: settings.Settings) -> Checkpoint:
+    """Return the checkpoint of a name, None for the first there is."""
+    from .runs import checkpoints
+
+    names = [name] if name else checkpoints.checkpoint_names(where.checkpoints)
+    if not names:
+        raise InputError("There is no checkpoint yet; train one, or name a file with --checkpoint.")
+    return checkpoints.find_checkpoint(where.checkpoints, local_name(names[0], where))
+
+
+def explain(arguments: argparse.Namespace, where: settings.Settings) -> None:
+    """Draw the feature maps of a picture and what the answer rests on: PNG files and explain.json in a folder."""
+    from .answers import explain as explaining
+    from .answers.inference import percent
+    from .pictures import photo
+    from .runs.files import writing
+
+    folder: Path = arguments.output
+    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+        raise InputError(f"{folder} already holds something; name a new or an empty folder.")
+    checkpoint = load_checkpoint(arguments.checkpoint, where)
+    pixels = photo.to_input(photo.crop(photo.read_picture(arguments.picture)))
+    network, label, stage = checkpoint.network(), arguments.label, arguments.stage
+    report, pictures = explaining.explain(network, checkpoint, pixels, label, stage)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, picture in pictures.items():
+            picture.save(folder / f"{name}.png")
+        (folder / "explain.json").write_text(json.dumps(report, indent=1))
+    best = report["predictions"][0]
+    print(f"{best['label']} {percent(best['score'])}; Grad-CAM of {report['class']} at {report['stage']}\n{folder}")
 
 
 def evaluate(arguments: argparse.Namespace, where: settings.Settings) -> None:

@@ -3,6 +3,7 @@
     python -m tests.load watchers [--minutes 10]   45 that watch a run, 20 that classify with it
     python -m tests.load flood [--count 1000]      one network address starts, stops and opens with invented owners
     python -m tests.load sessions [--count 6000]   new pages
+    python -m tests.load neighbour [--count 3]     a run beside a busy process, in turns with the same run alone
 
 Prints a table, then one line of JSON; the exit code is 1 where a bound is broken.
 """
@@ -18,6 +19,7 @@ import re
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -30,6 +32,7 @@ from typing import Any
 
 from cnn_demo.runs.folder import Run
 from cnn_demo.sharing.export import export
+from cnn_demo.training.events import Progress
 from tests.apps import App
 from tests.hub_server import hub_server
 from tests.visitor import EXAMPLE, Page, Visitor
@@ -192,6 +195,35 @@ def sessions(place: Path, count: int) -> Result:
     return found | {"held": after <= before + 100}
 
 
+def neighbour(place: Path, count: int) -> Result:
+    """Train beside a busy process and alone, in turns; return the images per second of both."""
+    app, rates = App(place / "runs"), {"alone": list[float](), "beside": list[float]()}
+    try:
+        with Visitor(Page(app.url), "trainer") as trainer:
+            recipe = {"dataset": "shapes", "epochs": 1000, "optimizer": "sgd", "batch_size": 128}
+            run = Run(app.root / trainer.call("start_run", "resnet50", recipe, trainer.owner)["run"])
+
+            def at() -> Progress:
+                return [event for event in run.log.read() if isinstance(event, Progress) and event.loss][-1]
+
+            time.sleep(15)  # until it trains
+            for turn in range(2 * count):
+                other = subprocess.Popen(["sh", "-c", "while :; do :; done"]) if turn % 2 else None
+                time.sleep(3)
+                first = at()
+                time.sleep(20)
+                last = at()
+                rate = (last.step - first.step) * recipe["batch_size"] / (last.seconds - first.seconds)
+                rates["beside" if other else "alone"].append(round(rate))
+                if other:
+                    other.kill()
+                    other.wait()
+    finally:
+        app.end(signal.SIGTERM)
+    ratio = statistics.median(rates["beside"]) / statistics.median(rates["alone"])
+    return {"images_per_second": rates, "ratio": round(ratio, 2), "held": ratio >= 0.45}
+
+
 def memory(app: App) -> int:
     """Return the resident memory of the server in MB."""
     status = Path(f"/proc/{app.process.pid}/status").read_text()
@@ -219,9 +251,9 @@ def quantiles(values: list[float]) -> tuple[float, float]:
 def main() -> int:
     """Print a table, then one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m tests.load", description="Load the app as many visitors do.")
-    parser.add_argument("name", choices=["watchers", "flood", "sessions"])
+    parser.add_argument("name", choices=["watchers", "flood", "sessions", "neighbour"])
     parser.add_argument("--minutes", type=float, default=10, help="of watchers")
-    parser.add_argument("--count", type=int, help="of the others (default 1000 and 6000)")
+    parser.add_argument("--count", type=int, help="of the others (default 1000, 6000, 3)")
     arguments = parser.parse_args()
     place = Path(tempfile.mkdtemp())
     try:
@@ -229,8 +261,10 @@ def main() -> int:
             found = watchers(place, arguments.minutes)
         elif arguments.name == "flood":
             found = flood(place, arguments.count or 1000)
-        else:
+        elif arguments.name == "sessions":
             found = sessions(place, arguments.count or 6000)
+        else:
+            found = neighbour(place, arguments.count or 3)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     for name, value in found.items():

@@ -1,6 +1,7 @@
 """The size of every stage: shapes, parameters, MACs and receptive field, from a pass without weights or images."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .catalog import NETWORKS
-from .models import construct
+from .models import Block, Network, construct
 
 LARGEST_PX = 1024
 
@@ -62,6 +63,37 @@ def measure(model: str, input_size: int = 32) -> list[StageSize]:
         output, parameters = (*x.shape[1:], 1, 1)[:3], count_parameters(part)
         sizes.append(StageSize(name, description, layers, output, stride, field, parameters, macs))
     return sizes
+
+
+def walk(network: Network) -> Iterator[tuple[nn.Module, list[str]]]:
+    """Yield the layers in data-flow order, each with the names of the maps that it puts out, if any.
+
+    Maps are a convolution's after BN and ReLU ("stage1.conv2"), a block's ("stage2.block1"), and a stage's ("stage2").
+    """
+    for stage, part in network.named_children():
+        convolution, (*_, last) = "", part.children()
+        for name, layer in part.named_children():
+            convolution = name if isinstance(layer, nn.Conv2d) else convolution
+            names = [f"{stage}.{name}"] if isinstance(layer, Block) else []
+            if isinstance(layer, nn.ReLU) and convolution:
+                names = [f"{stage}.{convolution}"]
+            yield layer, names + [stage] * (layer is last and stage != "classifier")
+
+
+def fields(model: str) -> dict[str, tuple[int, int, int]]:
+    """Return for each map of `walk`: the first row that its row 0 can see, its stride, its receptive field, in px.
+
+    Row i sees `field` rows of the image from first + i * stride on, as far as the image reaches; columns are alike.
+    """
+    found, first, stride, field = dict[str, tuple[int, int, int]](), 0, 1, 1
+    for layer, names in walk(construct(model, classes=10)):
+        for path, part in layer.named_modules():
+            if isinstance(part, (nn.Conv2d, nn.MaxPool2d)) and "projection" not in path:
+                window = (part.kernel_size, part.stride, part.padding)
+                kernel, step, padding = (int(v[0] if isinstance(v, tuple) else v) for v in window)
+                first, field, stride = first - padding * stride, field + (kernel - 1) * stride, stride * step
+        found |= dict.fromkeys(names, (first, stride, field))
+    return found
 
 
 def to_dict(model: str, input_size: int, explained: bool = False) -> dict[str, Any]:

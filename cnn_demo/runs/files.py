@@ -26,6 +26,7 @@ SOURCE = "source.json"  # where a pulled run is from
 STOP = "stop"  # there while another process asks the one that trains to stop
 LOCK = "lock"  # locked by the process that trains; the system unlocks it when that process ends
 LONG_LOG = 20_000  # lines; an hour of training has 14,400
+POINTS = (b'{"kind": "Progress"', b'{"kind": "Validated"')  # how lines begin that are many
 PART = ".part"  # suffix of a file that is being written
 UNREADABLE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # what a damaged line raises
 
@@ -92,10 +93,12 @@ class EventLog:
         found, lines = [], [b""]
         with writing(self.path, what="read"), contextlib.suppress(FileNotFoundError):
             lines = self.path.read_bytes().split(b"\n")
-        step = 1 + len(lines) // LONG_LOG
+        step, counts = 1 + len(lines) // LONG_LOG, dict.fromkeys(POINTS, 0)
         for number, line in enumerate(lines, start=1):
-            if number % step and number < len(lines) - 1 and b'"Progress"' in line[:40]:
-                continue  # of a run of hours no screen shows each point
+            if kind := next(filter(line.startswith, POINTS), None):
+                counts[kind] += 1
+                if counts[kind] % step and number < len(lines) - 1:
+                    continue  # of a run of hours no screen shows each point
             try:
                 event = events.from_dict(json.loads(line))
             except UNREADABLE:
@@ -119,13 +122,13 @@ class EventLog:
         self._next_seq = max((event.seq for event in self.read()), default=-1) + 1
 
     def append(self, event: Event) -> Event:
-        """Write an event and return it with its `seq`. All but progress is synced to the disk."""
+        """Write an event and return it with its `seq`. All but points of curves are synced to the disk."""
         event, size = replace(event, seq=self._next_seq), self.size()
         with writing(self.path):
             try:
                 with self.path.open("ab") as file:
                     file.write(json.dumps(events.to_dict(event)).encode() + b"\n")
-                    if not isinstance(event, events.Progress):
+                    if not isinstance(event, (events.Progress, events.Validated)):
                         file.flush()
                         os.fsync(file.fileno())
             except OSError:

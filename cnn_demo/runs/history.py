@@ -5,14 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from ..training.events import CheckpointSaved, EpochDone, Event, Progress, RunFinished, RunQueued, RunStarted
+from ..training.events import CheckpointSaved, EpochDone, Event, Progress, RunFinished, RunQueued, RunStarted, Validated
 
 
 @dataclass(slots=True)
 class History:
     """What has happened in a run: `state` is queued, preparing, training, validating, testing, or how it ended.
 
-    curve and epochs: only ever made longer, or replaced, so that a copy may share them; newer entries have higher seq.
+    Its lists are only ever made longer, or replaced, so that a copy may share them; newer entries have higher seq.
     """
 
     state: str = "preparing"
@@ -20,6 +20,7 @@ class History:
     started: RunStarted | None = None
     latest: Progress | None = None
     curve: list[Progress] = field(default_factory=list)
+    validations: list[Validated] = field(default_factory=list)
     epochs: list[EpochDone] = field(default_factory=list)
     best: EpochDone | None = None
     finished: RunFinished | None = None
@@ -33,6 +34,7 @@ class History:
             case RunStarted():
                 # A killed run resumes at its last checkpoint: later points were never saved and come again.
                 self.curve = [point for point in self.curve if point.step <= event.step]
+                self.validations = [one for one in self.validations if one.step <= event.step]
                 self.epochs = [epoch for epoch in self.epochs if epoch.step <= event.step]
                 self.best = next((epoch for epoch in reversed(self.epochs) if epoch.best), None)
                 self.state, self.started, self.finished = "training", event, None
@@ -40,6 +42,8 @@ class History:
                 self.state, self.latest = event.phase, event
                 if event.loss is not None:
                     self.curve.append(event)
+            case Validated():
+                self.validations.append(event)
             case EpochDone():
                 if self.epochs and self.epochs[-1].step >= event.step:  # killed between the log and the checkpoint
                     self.epochs = [epoch for epoch in self.epochs if epoch.step < event.step]
@@ -70,7 +74,7 @@ def course_log(event: Progress, history: History, epochs: int | None) -> list[st
 
 
 def thin(curve: Sequence[Progress], count: int) -> list[Progress]:
-    """Return at most `count` points: each the last of its neighbours, with their mean loss, both extremes, all logs."""
+    """Return at most `count` points: each the last of its neighbours, with their means, extremes and all logs."""
     size = math.ceil(len(curve) / count)
     if size <= 1:
         return list(curve)
@@ -78,5 +82,7 @@ def thin(curve: Sequence[Progress], count: int) -> list[Progress]:
     for part in (curve[first : first + size] for first in range(0, len(curve), size)):
         low, high = min(point.loss_low or 0.0 for point in part), max(point.loss_high or 0.0 for point in part)
         mean, logged = fmean(p.loss or 0.0 for p in part), tuple(line for point in part for line in point.logged)
-        points.append(replace(part[-1], loss=mean, loss_low=low, loss_high=high, logged=logged))
+        known = [point.accuracy for point in part if point.accuracy is not None]
+        accuracy = fmean(known) if known else None
+        points.append(replace(part[-1], loss=mean, loss_low=low, loss_high=high, accuracy=accuracy, logged=logged))
     return points

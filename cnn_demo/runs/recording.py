@@ -30,7 +30,7 @@ from .folder import Run
 from .start import find_start, resolve_start
 
 ENDED = ("finished", "diverged")  # cannot be continued
-STATE_FIELDS = ("losses", "scaler", "seconds", "step", "validated_step")
+STATE_FIELDS = ("check_pictures", "losses", "scaler", "seconds", "step", "validated_step")
 
 
 def train_run(run: Run, data: Dataset, device: torch.device, stop: Stop, group: Group = ALONE) -> Iterator[Event]:
@@ -158,7 +158,8 @@ def load_snapshot(folder: Path) -> Snapshot | None:
         names = {key: str(state.pop(key)) for key in ("weights", "optimizer")}
         if not all(NAME.fullmatch(name) for name in names.values()):
             raise ValueError("file names")
-        numbers = [*map(state.get, ("losses", "seconds", "step", "validated_step")), *state["scaler"].values()]
+        state["check_pictures"] = int(state.get("check_pictures", 0))  # older runs had no checks
+        numbers = [*(state.get(name) for name in STATE_FIELDS if name != "scaler"), *state["scaler"].values()]
         if not all(type(number) in (int, float) and 0 <= number <= events.LARGEST for number in numbers):
             raise ValueError("numbers")
         saved = read_checkpoint(folder / WEIGHTS, folder.name)

@@ -68,7 +68,7 @@ class Service:
             raise CheckpointError("Start from: this checkpoint is from a private repository of someone else.")
         self._queue.check(owner, source)
         with self._room:
-            self.make_room(start)
+            self.make_room(start, source)
             run = folder.create(self.root, config, owner)  # reads and writes files: before the queue is locked
             self._sources[run.id] = source
             try:
@@ -149,18 +149,18 @@ class Service:
         """Count a checkpoint that was opened from the Hub as a run of a source. Raises DiskError; then it is gone."""
         self._sources[run.id], self._watched[run.id] = source, time.monotonic()
         try:
-            self.make_room()
+            self.make_room(source=source)
         except DiskError:
             folder.discard(run)
             raise
 
-    def make_room(self, start: str | None = None) -> None:
-        """Delete the runs that the limits leave no room for, but not `start`, which the next one starts from.
+    def make_room(self, start: str | None = None, source: str = "") -> None:
+        """Delete the runs that leave no room for the next, which is of `source`, but not `start`, from which it starts.
 
         Raises DiskError, and deletes none, where even that would not do.
         """
         with self._room:
-            surplus, fits = self._surplus(start)
+            surplus, fits = self._surplus(start, source)
             if not fits:
                 raise DiskError(
                     "There is no room for a new run: what is on the disk is being trained or watched. Try again in a "
@@ -172,7 +172,7 @@ class Service:
         for run_id in [run_id for run_id in list(self._sources) if not (self.root / run_id).is_dir()]:
             self._sources.pop(run_id, None)
 
-    def _surplus(self, start: str | None = None) -> tuple[list[Run], bool]:
+    def _surplus(self, start: str | None = None, source: str = "") -> tuple[list[Run], bool]:
         if math.isinf(min(self._limits.disk_gb, self._limits.runs)):
             return [], True
         since = time.monotonic() - WATCHED_SECONDS
@@ -180,7 +180,7 @@ class Service:
         active = [run for run_id in self._queue.states() if (run := self._queue.find(run_id))]
         started = {run.config.start_from or "" for run in active}
         kept = {start or "", *self._watched, *(run.id for run in active), *started}
-        return storage.find_surplus(self.root, self._limits, self._sources, kept)
+        return storage.find_surplus(self.root, self._limits, self._sources, kept, source)
 
     def _seconds(self, source: str) -> float:
         minutes = self._limits.minutes_signed_in if source.startswith(SIGNED_IN) else self._limits.minutes

@@ -1,18 +1,22 @@
 """A run in words and in the rows that a page or a program gets of it."""
 
 import dataclasses
+import math
 from typing import Any
 
+from ..pictures.catalog import DATASETS
 from ..training.config import RunConfig
 from . import files, zero
 from .folder import Run
 from .history import History, course_log, thin
 
-POINTS = 400  # of a curve, sent at once
+POINTS = 300  # of a curve, sent at once
+VALIDATIONS = 100  # sent at once; then the latest: an update stays under a kilobyte
 LOG_LINES = 2000  # of a log, sent at once
 # What the rows of an answer hold. Loss in nats, accuracy 0 to 1.
 COLUMNS = {
-    "points": ["step", "loss", "loss_low", "loss_high", "learning_rate"],
+    "points": ["step", "loss", "loss_low", "loss_high", "accuracy", "learning_rate"],
+    "validations": ["step", "pictures", "accuracy", "answers"],
     "epochs": ["step", "epoch", "train_loss", "validation_loss", "validation_accuracy", "best"],
 }
 
@@ -26,6 +30,8 @@ def report(run: Run, history: History, after: int) -> dict[str, Any]:
     reset = after < (started.seq if started else 0)  # a new watcher, or the run went back to an earlier checkpoint
     after = -1 if reset else after
     curve = [point for point in history.curve if after < point.seq <= history.seq]
+    validations = [one for one in history.validations if after < one.seq <= history.seq]
+    every = math.ceil(len(validations) / (VALIDATIONS if reset else 1)) or 1
     epochs = [epoch for epoch in history.epochs if after < epoch.seq <= history.seq]
     answer: dict[str, Any] = {
         "run": run.id,
@@ -37,6 +43,7 @@ def report(run: Run, history: History, after: int) -> dict[str, Any]:
         "text": describe(history, config, run.has(files.WEIGHTS)),
         "share": latest.share if latest else 0.0,
         "points": [_row(point, COLUMNS["points"]) for point in thin(curve, POINTS)],
+        "validations": [_row(one, COLUMNS["validations"]) for one in validations[::-every][::-1]],
         "epochs": [_row(epoch, COLUMNS["epochs"]) for epoch in epochs],
         "log": [line for point in curve for line in course_log(point, history, config.epochs)][-LOG_LINES:],
     }
@@ -45,6 +52,7 @@ def report(run: Run, history: History, after: int) -> dict[str, Any]:
             "columns": COLUMNS,
             "source": run.source,
             "config": config.to_dict(),
+            "classes": DATASETS[config.dataset].classes,
             "command": config.to_command(),
             "owned": bool(run.owner),
             "started": dataclasses.asdict(started) if started else None,

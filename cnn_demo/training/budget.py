@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from ..errors import ConfigError
 from .config import RunConfig
 from .distributed import Group
+from .events import SAMPLES
 
+CHECK_SECONDS = 5.0  # at most, between two checks
+CHECKS = 10  # in a run, at least
+CHECK_SHARE = 0.03  # of the time
 Stop = Callable[[], bool | str]  # tells whether a stop is requested; a text is the reason, to follow "At step 33"
 
 
@@ -80,6 +84,16 @@ class Budget:
         if self.config.seconds is None:
             return math.inf
         return self.seconds() + self.reserve() * pictures / (self.config.held_out + self.test_pictures)
+
+    def check_pictures(self) -> int:
+        """Return on how many held-out images a check validates: checks take CHECK_SHARE of the time. 10 at least.
+
+        The time of a budget in epochs is an estimate: a step takes about three times as long as its forward pass.
+        """
+        images = (self.config.epochs or 0) * self.steps_per_epoch * self.config.batch_size
+        whole = self.config.seconds or 3 * images * self.evaluation_seconds
+        seconds = CHECK_SHARE * min(CHECK_SECONDS, whole / CHECKS)
+        return max(1, int(seconds / max(self.evaluation_seconds, 1e-6)) // SAMPLES) * SAMPLES
 
     def seconds_left(self, step: int) -> float | None:
         """Return the seconds until the run is finished; None before ten steps were timed."""

@@ -6,6 +6,7 @@ Loss in nats, accuracy and shares 0 to 1, time in seconds since the run first st
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class RunStarted(Event):
     train_pictures: int
     validation_pictures: int
     test_pictures: int
+    samples: tuple[str, ...] = ()  # a held-out image of each class, in their order: PNG of 32x32 in base64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,18 @@ class Progress(Event):
     loss: float | None = None  # mean over the steps since the last event
     loss_low: float | None = None
     loss_high: float | None = None
+    accuracy: float | None = None  # mean over the same steps, of their augmented images
     logged: tuple[tuple[int, float], ...] = ()  # (step, loss) of every 100th step among them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validated(Event):
+    """The network was validated on `pictures` held-out images: a fixed part of them, after an epoch all."""
+
+    step: int
+    pictures: int
+    accuracy: float
+    answers: tuple[tuple[int, float], ...]  # for each sample: the class it is taken for, the score of its true class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,16 +112,21 @@ TYPES: dict[str, tuple[type, ...]] = {
     "float | None": (int, float, type(None)),
     "str": (str,),
     "bool": (bool,),
+    "tuple[str, ...]": (tuple,),
     "tuple[tuple[int, float], ...]": (tuple,),
 }
 LARGEST = 2**53  # of a whole number: what JSON's readers keep exactly
 LONGEST = 2000  # characters
+LONGEST_PNG = 6000  # characters; 32x32 random pixels take 4,200
+PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x20\0\0\0\x20"  # of 32x32 pixels
+SAMPLES = 10
 WORDS = {
     "precision": ["float32", "bfloat16", "float16"],
     "phase": ["training", "validating", "testing"],
     "reason": ["finished", "stopped", "diverged", "failed", "interrupted"],
 }
-KINDS = {kind.__name__: kind for kind in (RunQueued, RunStarted, Progress, EpochDone, CheckpointSaved, RunFinished)}
+CLASSES = (RunQueued, RunStarted, Progress, Validated, EpochDone, CheckpointSaved, RunFinished)
+KINDS = {kind.__name__: kind for kind in CLASSES}
 
 
 def to_dict(event: Event) -> dict[str, Any]:
@@ -120,8 +138,10 @@ def from_dict(values: dict[str, Any]) -> Event:
     """Return the event of a JSON object. Raises KeyError, TypeError or ValueError where it is none, or not of ours."""
     fields = dict(values)
     kind = KINDS[fields.pop("kind")]
-    if "logged" in fields:
-        fields["logged"] = tuple((int(step), float(loss)) for step, loss in fields["logged"])
+    for name in fields.keys() & {"logged", "answers"}:
+        fields[name] = tuple((int(number), float(value)) for number, value in fields[name])
+    if isinstance(fields.get("samples"), list):
+        fields["samples"] = tuple(fields["samples"])
     for field in dataclasses.fields(kind):
         value = fields.get(field.name, field.default)
         allowed = type(value) in TYPES[str(field.type)] and value in WORDS.get(field.name, [value])
@@ -135,7 +155,11 @@ def _fits(name: str, value: Any) -> bool:
     """Tell whether a value is in its field's range."""
     if isinstance(value, str):
         return len(value) <= LONGEST and (name != "device" or value.isprintable())
-    if isinstance(value, tuple):
+    if name == "samples":
+        return len(value) <= SAMPLES and all(map(_is_thumbnail, value))
+    if name == "answers":
+        return len(value) <= SAMPLES and all(_fits("step", answer) and _fits("share", score) for answer, score in value)
+    if name == "logged":
         return all(_fits("step", step) and _fits("loss", loss) for step, loss in value)
     if value is None:
         return True
@@ -144,3 +168,9 @@ def _fits(name: str, value: Any) -> bool:
     if isinstance(value, int):
         return {"seq": -1, "steps_per_epoch": 1}.get(name, 0) <= value <= LARGEST
     return math.isfinite(value)
+
+
+def _is_thumbnail(value: Any) -> bool:
+    """Tell whether a value is a small PNG in base64. Raises ValueError where it is no base64."""
+    short = isinstance(value, str) and len(value) <= LONGEST_PNG
+    return short and base64.b64decode(value, validate=True).startswith(PNG_START)

@@ -21,12 +21,12 @@ from ..networks.stages import count_parameters
 from ..pictures.augmentation import Augmentation
 from ..pictures.dataset import Dataset, normalise, split
 from . import optimizers
-from .budget import Budget, Stop, Stopped
+from .budget import CHECK_SECONDS, CHECKS, Budget, Stop, Stopped
 from .config import RunConfig
 from .device import DTYPES, device_name, resolve_precision
 from .distributed import Group
 from .events import EpochDone, Event, Progress, RunFinished, RunStarted
-from .scoring import Best, Diverged, Evaluation, Score, Scorer
+from .scoring import Best, Diverged, Evaluation, Score, Scorer, encode
 
 PROGRESS_SECONDS = 0.25
 SNAPSHOT_SECONDS = 30.0
@@ -70,6 +70,7 @@ def train(
                         yield loop.snapshot()
                     if spent:
                         break
+                    yield from loop.check()
                     loop.take_step()
                     if loop.budget.seconds() - loop.reported >= PROGRESS_SECONDS:
                         yield loop.progress("training")
@@ -99,6 +100,7 @@ class Snapshot:
     step: int
     validated_step: int  # of the last validation
     losses: float  # the sum of the training losses since then
+    check_pictures: int  # on how many held-out images a check validates; 0 before the first one
     seconds: float
     scaler: dict[str, float]  # of float16, else empty
     weights: dict[str, Tensor]
@@ -127,6 +129,7 @@ class Loop:
         self.scorer = Scorer(self.network, self.data, validation_index, self.autocast, budget, best)
         self.saved_best = start.best if start else None
         self.step, self.validated_step, self.losses = 0, 0, 0.0
+        self.check_pictures = start.check_pictures if start else 0
         if start:
             self.step, self.validated_step, self.losses = start.step, start.validated_step, start.losses
             network.load_state_dict(start.weights)
@@ -135,13 +138,14 @@ class Loop:
                 self.scaler.load_state_dict(start.scaler)
         self.part = group.part(config.batch_size)
         self.augmentation: Augmentation | None = None
-        self.on_device: list[Tensor] = []  # losses that are not on the CPU yet
-        self.unreported: list[float] = []  # losses that no Progress has carried yet
+        self.on_device: list[Tensor] = []  # losses and accuracies `2` that are not on the CPU yet
+        self.unreported: list[list[float]] = []  # those that no Progress has carried yet
         self.unreported_seconds = 0.0  # what their steps took
         self.mark = self.reported = self.saved = self.budget.seconds()
+        self.checked, self.checked_seconds = -1, 0.0  # in which part of the budget, and when
 
     def take_step(self) -> None:
-        """Take one step; its loss stays on the device."""
+        """Take one step; its loss and accuracy stay on the device."""
         self.budget.check_stop()
         if not self.on_device:
             self.mark = self.budget.seconds()
@@ -166,7 +170,7 @@ class Loop:
             optimizer.zero_grad()
         self.scaler.update()
         self.step += 1
-        self.on_device.append(loss.detach())
+        self.on_device.append(torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()]))
         self.budget.agree()
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
@@ -186,15 +190,15 @@ class Loop:
         if self.on_device:
             losses = torch.stack(self.on_device)
             self.group.average([losses])
-            values: list[float] = losses.tolist()
+            values: list[list[float]] = losses.tolist()
             seconds = self.budget.seconds() - self.mark
             self.budget.timed_steps += len(values)
             self.budget.training_seconds += seconds
             self.unreported_seconds += seconds
             self.on_device = []
             self.unreported += values
-            for value in values:  # one by one, so that the sum does not depend on when it was collected
-                self.losses += value
+            for loss, _ in values:  # one by one, so that the sum does not depend on when it was collected
+                self.losses += loss
         if not math.isfinite(self.losses):
             raise Diverged
 
@@ -232,6 +236,7 @@ class Loop:
             train_pictures=len(self.train_index),
             validation_pictures=len(self.scorer.validation_index),
             test_pictures=len(self.data.test_labels),
+            samples=tuple(map(encode, self.data.train_pictures[self.scorer.samples])),
         )
 
     def epoch(self) -> int:
@@ -239,9 +244,10 @@ class Loop:
         return max(1, math.ceil(self.step / self.steps_per_epoch))
 
     def progress(self, phase: str) -> Progress:
-        """Return where the run is, with the losses since the last time."""
+        """Return where the run is, with the losses and accuracy since the last time."""
         self.collect_losses()
-        values, seconds = self.unreported, self.unreported_seconds
+        values, accuracies = [loss for loss, _ in self.unreported], [accuracy for _, accuracy in self.unreported]
+        seconds = self.unreported_seconds
         self.unreported, self.unreported_seconds = [], 0.0
         self.reported = self.budget.seconds()
         first = self.step - len(values) + 1
@@ -257,6 +263,7 @@ class Loop:
             loss=sum(values) / len(values) if values else None,
             loss_low=min(values, default=None),
             loss_high=max(values, default=None),
+            accuracy=sum(accuracies) / len(accuracies) if accuracies else None,
             logged=tuple((step, loss) for step, loss in enumerate(values, first) if step % LOG_EVERY == 0),
         )
 
@@ -276,12 +283,27 @@ class Loop:
             if self.budget.seconds() - self.reported >= PROGRESS_SECONDS:
                 yield self.progress(phase)
 
+    def check(self) -> Generator[Event, None, None]:
+        """Validate on a part of the held-out images where that is due: first, each tenth of the budget, every 5 s."""
+        tenth = int(CHECKS * self.budget.fraction(self.step))
+        is_early = tenth == self.checked and self.budget.seconds() - self.checked_seconds < CHECK_SECONDS
+        if is_early or not len(self.scorer.validation_index):
+            return
+        self.collect_losses()  # so that the check does not count as time of their steps
+        self.check_pictures = self.check_pictures or self.budget.check_pictures()
+        self.checked, self.checked_seconds = tenth, self.budget.seconds()
+        with contextlib.suppress(Diverged):  # a loss that is no number in eval mode says nothing of the training yet
+            score = yield from self.progress_during("validating", self.scorer.check(self.check_pictures))
+            yield self.scorer.describe(score, self.step)
+
     def validate(self, last: bool) -> Generator[Event, None, None]:
         """Validate, keep the weights if they are the best so far, and yield EpochDone."""
         self.collect_losses()
         self.group.average_statistics(self.network)
         steps, before = self.step - self.validated_step, self.scorer.best
         score = yield from self.progress_during("validating", self.scorer.validate(self.step, last))
+        if score:
+            yield self.scorer.describe(score, self.step)
         yield EpochDone(
             seconds=self.budget.seconds(),
             epoch=self.epoch(),
@@ -306,6 +328,7 @@ class Loop:
             step=self.step,
             validated_step=self.validated_step,
             losses=self.losses,
+            check_pictures=self.check_pictures,
             seconds=self.saved,
             scaler=self.scaler.state_dict(),
             weights=weights,

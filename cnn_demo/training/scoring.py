@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..pictures.dataset import Dataset, normalise
 from ..pictures.photo import to_png
 from .budget import Budget, Stopped
+from .events import SAMPLES, Validated
 
 EVALUATION_BATCH = 500
 BINS = 15  # of the calibration error
@@ -82,6 +83,10 @@ class Scorer:
     def __post_init__(self) -> None:
         device = self.data.test_labels.device
         self.mean, self.std = (torch.tensor(values, device=device) for values in (self.data.mean, self.data.std))
+        labels = self.data.train_labels[self.validation_index].cpu()
+        order = mix(labels, len(self.data.classes), self.budget.config.seed)
+        self.validation_index = self.validation_index[order.to(device)]
+        self.samples = self.validation_index[: min(SAMPLES, len(self.data.classes))]  # one of each class, in order
 
     def time_evaluation(self) -> None:
         """Measure the evaluation of one image; a network in eval mode is not changed by it."""
@@ -110,6 +115,22 @@ class Scorer:
             weights = _cloned(self.network)
             self.best = Best(step=step, weights=weights, accuracy=score.accuracy, calibration=calibration)
         return score
+
+    def check(self, count: int) -> Generator[None, None, Score]:
+        """Validate on `count` of the images, always the same; yield after each batch. Raises Diverged."""
+        index = self.validation_index[:count]
+        return (yield from self.evaluate(self.data.train_pictures, self.data.train_labels, index, math.inf))
+
+    def describe(self, score: Score, step: int) -> Validated:
+        """Return the event of a validation."""
+        scores = score.logits[: len(self.samples)].softmax(1)
+        return Validated(
+            seconds=self.budget.seconds(),
+            step=step,
+            pictures=len(score.logits),
+            accuracy=score.accuracy,
+            answers=tuple((int(one.argmax()), round(float(one[label]), 3)) for label, one in enumerate(scores)),
+        )
 
     def test(self, step: int) -> Generator[None, None, tuple[Score, Evaluation]]:
         """Test the best weights, which stay in the network; yield after each batch."""
@@ -233,7 +254,7 @@ def evaluation_of(
                 "label": data.classes[int(labels[index])],
                 "answer": data.classes[int(answers[index])],
                 "score": top[index].item(),
-                "png": base64.b64encode(to_png(data.test_pictures[index])).decode(),
+                "png": encode(data.test_pictures[index]),
             }
             for index in worst
         ],
@@ -256,6 +277,19 @@ def _has_form(value: Any, form: Any) -> bool:
     if isinstance(form, list):
         return isinstance(value, list) and all(_has_form(item, form[0]) for item in value)
     return isinstance(value, str) if form == "" else type(value) in (int, float) and math.isfinite(value)
+
+
+def mix(labels: Tensor, classes: int, seed: int) -> Tensor:
+    """Return an order of images with `labels` `N`, random but fixed: one of each class by number, then the second..."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    mixed = labels[order]
+    before = F.one_hot(mixed, classes).cumsum(0).gather(1, mixed[:, None])[:, 0]  # of its class
+    return order[(before * classes + mixed).argsort()]
+
+
+def encode(pixels: Tensor) -> str:
+    """Return uint8 `3,H,W` as a PNG in base64."""
+    return base64.b64encode(to_png(pixels)).decode()
 
 
 def _cloned(network: nn.Module) -> dict[str, Tensor]:

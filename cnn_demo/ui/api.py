@@ -1,5 +1,6 @@
-"""What programs may call, over HTTP (gradio_client) and as MCP tools: five endpoints; everything else is private."""
+"""What programs may call, over HTTP (gradio_client) and as MCP tools: six endpoints; everything else is private."""
 
+import asyncio
 import dataclasses
 import secrets
 from pathlib import Path
@@ -7,8 +8,13 @@ from typing import Any
 
 import gradio as gr
 from gradio.events import api
+from gradio.mcp import GradioMCPServer
+from PIL import Image
+from torch import Tensor
 
+from ..answers import explain as explaining
 from ..answers.inference import Classifier
+from ..errors import InputError
 from ..networks import stages as sizes
 from ..pictures import photo
 from ..runs.service import Service
@@ -83,12 +89,29 @@ def build(service: Service, classifier: Classifier) -> None:
             predictions [{label, score}], the highest score first, scores 0 to 1; unusual: the picture is unlike most
             validation images; unsure: the top score is lower than usual.
         """
-        if not picture:
-            raise gr.Error("Give a picture.", print_exception=False)
         with sentences(picture):
-            pixels = photo.to_input(photo.crop(photo.read_picture(Path(picture))))
-            found, answer = classifier.answer(checkpoint or "", pixels)
+            found, answer = classifier.answer(checkpoint or "", pixels_of(picture))
             return {"checkpoint": found.name, "model": found.model, **dataclasses.asdict(answer)}
+
+    def explain(picture: str, checkpoint: str, label: str = "", stage: str = "") -> tuple[dict[str, Any], Image.Image]:
+        """Show what a network makes of a picture, and what its answer rests on.
+
+        Args:
+            picture: as for classify.
+            checkpoint: as for classify.
+            label: the class to explain, for example cat; the network's answer if empty.
+            stage: the feature maps for Grad-CAM, for example stage3 or stage3.conv2; if empty, the last of 4x4 or more.
+
+        Returns:
+            What classify returns, class, stage, grad_cam (rows of its map, 0 or more; all 0: no positive evidence),
+            occlusion (rows of 8 cells: how much the class's score falls when that part is grey) and maps (name,
+            size [C,H,W], mean, largest, zeros: the fraction of values, dead: the number of channels). And a picture,
+            from left to right: what the network sees, Grad-CAM, occlusion, the strongest maps of the stage.
+        """
+        with sentences(picture):
+            found, network = classifier.load(checkpoint or "")
+            report, pictures = explaining.explain(network, found, pixels_of(picture), label or "", stage or "")
+            return report, pictures["overview"]
 
     @sentences()
     @checked
@@ -106,5 +129,21 @@ def build(service: Service, classifier: Classifier) -> None:
 
     for function in (start_run, run_status, stop_run, stages):
         api(function, queue=False)
-    inputs = [picture_file(visible=False), gr.Textbox("resnet50", visible=False)]
-    gr.Button(visible=False).click(classify, inputs, gr.JSON(visible=False), api_name="classify", **CLASSIFY)
+    inputs = [picture_file(visible=False), *(gr.Textbox(text, visible=False) for text in ("resnet50", "", ""))]
+    outputs = [gr.JSON(visible=False), gr.Image(format="png", visible=False)]
+    gr.Button(visible=False).click(classify, inputs[:2], outputs[0], api_name="classify", **CLASSIFY)
+    gr.Button(visible=False).click(explain, inputs, outputs, api_name="explain", **CLASSIFY)
+
+    async def execute(_: GradioMCPServer, job: Any) -> list[Any]:
+        """Return the outputs of a tool one by one; Gradio itself makes one text of several, without their images."""
+        result = await asyncio.to_thread(job.result)
+        return list(result) if isinstance(result, (list, tuple)) else [result]
+
+    GradioMCPServer._execute_tool_without_progress = execute  # type: ignore[assignment,method-assign]
+
+
+def pixels_of(file: str | None) -> Tensor:
+    """Return what a network sees of an uploaded picture. Raises InputError, DataError."""
+    if not file:
+        raise InputError("Give a picture.")
+    return photo.to_input(photo.crop(photo.read_picture(Path(file))))

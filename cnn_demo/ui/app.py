@@ -14,8 +14,8 @@ from .run_view import PLOTLY
 from .visitors import PICTURE_BYTES, UNUSABLE, CheckRequest
 
 HERE = Path(__file__).parent
-RUN_SCRIPTS = ("run_state.js", "run_chart.js", "run_text.js", "run_compare.js", "run_view.js")
-SCRIPTS = ("page.js", "evaluation.js", *RUN_SCRIPTS, "stages.js")
+RUN_SCRIPTS = ("run_state.js", "run_chart.js", "run_samples.js", "run_text.js", "run_compare.js", "run_view.js")
+SCRIPTS = ("page.js", "evaluation.js", *RUN_SCRIPTS, "maps.js", "heat.js", "stages.js")
 TITLE = """<h1>CNN Demo</h1>
 <p>Train VGG16 or ResNet50 live, see the feature maps at every stage, and classify your own pictures.</p>"""
 
@@ -45,9 +45,9 @@ def build(service: Service) -> gr.Blocks:
             with gr.Tab("Train", id="train"):
                 view = train.build(service, page)
             with gr.Tab("Stages", id="stages"):
-                stages.build()
+                picture, seen = stages.build(service, page, tabs, classifier)
             with gr.Tab("Classify", id="classify"):
-                classify.build(service, page, view, tabs, classifier)
+                classify.build(service, page, view, tabs, classifier, picture, seen)
         if service.space_note:
             gr.HTML(f"<p class='quiet'>{escape(service.space_note)}</p>", apply_default_css=False, elem_id="space-note")
         api.build(service, classifier)

@@ -133,6 +133,6 @@ window.cnnDemo = (() => {
     }
   }
 
-  const shared = { owner, memory, remember, make, button, copyButton, setText, rebuild, percent, count, clock };
+  const shared = { store, owner, memory, remember, make, button, copyButton, setText, rebuild, percent, count, clock };
   return { ...shared, showCommand, showExamples };
 })();

@@ -10,15 +10,29 @@ cnnDemo.smooth = (values, factor) => {
   });
 };
 
-// Returns the six curves of a run. upTo: the last step that is drawn; label: "2: " where several runs are drawn.
+// The last step of a run that is drawn. replayed: how much of its curve, 0 to 1; null: all of it.
+cnnDemo.lastStep = (record, replayed) =>
+  replayed === null ? Infinity : replayed * (record.points.at(-1)?.step || 0);
+
+// Returns the nine curves of a run. upTo: the last step that is drawn; label: "2: " where several runs are drawn.
 cnnDemo.curves = (record, { upTo, label, colour, edge, smoothing }) => {
-  const points = record.points.filter((point) => point.step <= upTo);
-  const epochs = record.epochs.filter((epoch) => epoch.step <= upTo && epoch.validation_loss != null);
+  const { count } = cnnDemo;
+  const until = (rows) => rows.filter(({ step }) => step <= upTo);
+  const points = until(record.points);
+  const answered = points.filter(({ accuracy }) => accuracy != null); // older runs did not measure it
+  const part = Math.min(...record.validations.map(({ pictures }) => pictures)); // on how many images during an epoch
+  const checks = until(record.validations).filter(({ pictures }) => pictures === part);
+  const all = record.started?.validation_pictures || 0;
+  const epochs = until(record.epochs).filter((epoch) => epoch.validation_loss != null);
   const best = epochs.filter((epoch) => epoch.best).slice(-1);
   const steps = points.map((point) => point.step);
   const at = epochs.map((epoch) => epoch.step);
   const group = { type: "scatter", legendgroup: label || undefined };
   const line = (name, more) => ({ ...group, mode: "lines", name: label + name, ...more });
+  const correct = (name, rows, more) => line(name, {
+    x: rows.map(({ step }) => step), y: rows.map(({ accuracy }) => accuracy), yaxis: "y2", showlegend: rows.length > 0,
+    hovertemplate: "%{y:.1%}", ...more,
+  });
   const marks = (name, more) => ({ ...group, mode: "lines+markers", name: label + name, x: at, ...more });
   return [
     line("loss, raw", {
@@ -40,11 +54,23 @@ cnnDemo.curves = (record, { upTo, label, colour, edge, smoothing }) => {
       marker: { size: 6, symbol: "diamond" },
       hovertemplate: "%{y:.3f}",
     }),
+    correct("accuracy, raw", answered, {
+      line: { color: colour, width: 1 },
+      opacity: 0.35,
+      hoverinfo: "skip",
+    }),
+    correct("accuracy, smoothed", answered, {
+      y: cnnDemo.smooth(answered.map(({ accuracy }) => accuracy), smoothing),
+      line: { color: colour, width: 2 },
+    }),
+    correct(`validation accuracy,<br>${part < all ? `${count(part)} of ` : ""}${count(all)} images`, checks, {
+      line: { color: colour, width: 1.5, dash: "dot" },
+    }),
     marks("validation accuracy", {
       y: epochs.map((epoch) => epoch.validation_accuracy),
       yaxis: "y2",
-      line: { color: colour, width: 2 },
-      marker: { size: 6 },
+      line: { color: colour, width: 1.5, dash: "dot" },
+      marker: { size: 6, symbol: "diamond" },
       hovertemplate: "%{y:.1%}",
     }),
     marks("best checkpoint", {
@@ -86,10 +112,10 @@ cnnDemo.chartLayout = ({ width, narrow, logarithmic, view, style }) => {
     uirevision: view,
     xaxis: { ...axis, title: { text: "step" }, anchor: "y3", rangemode: "tozero" },
     yaxis: {
-      ...axis, title: { text: "loss (nats)" }, domain: [0.47, 1], type: logarithmic ? "log" : "linear",
+      ...axis, title: { text: "loss (nats)" }, domain: [0.54, 1], type: logarithmic ? "log" : "linear",
       uirevision: view + logarithmic,
     },
-    yaxis2: { ...axis, title: { text: "accuracy" }, domain: [0.19, 0.42], tickformat: ".0%", range: [0, 1] },
+    yaxis2: { ...axis, title: { text: "accuracy" }, domain: [0.19, 0.49], tickformat: ".0%", range: [0, 1] },
     yaxis3: { ...axis, title: { text: "rate" }, domain: [0, 0.13], rangemode: "tozero", nticks: 3 },
   };
 };
@@ -130,9 +156,8 @@ cnnDemo.runChart = ({ box, tools, chart, plotly, isVisible, onError }) => {
     const begun = performance.now();
     const narrow = chart.clientWidth < 520;
     const data = runs.flatMap(([, record], index) => {
-      const steps = record.points.at(-1)?.step || 0;
       return cnnDemo.curves(record, {
-        upTo: index || replayed === null ? Infinity : replayed * steps,
+        upTo: index ? Infinity : cnnDemo.lastStep(record, replayed),
         label: runs.length > 1 ? `${index + 1}: ` : "",
         colour: style(`--run-${index + 1}`),
         edge: style("--background"),

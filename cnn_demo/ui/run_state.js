@@ -4,18 +4,24 @@ cnnDemo.ACTIVE = ["queued", "preparing", "training", "validating", "testing", "s
 cnnDemo.CAN_CONTINUE = ["stopped", "failed", "interrupted"];
 cnnDemo.hasEnded = (record) => Boolean(record.state) && !cnnDemo.ACTIVE.includes(record.state);
 
-// A run as far as the page knows it. points and epochs are objects with the names that the server gave in `columns`.
-cnnDemo.newRecord = () => ({ seq: -1, points: [], epochs: [], log: [] });
+// A run as far as the page knows it. points, validations and epochs are objects with the names that the server gave
+// in `columns`.
+cnnDemo.newRecord = () => ({ seq: -1, points: [], validations: [], epochs: [], log: [] });
 
 // Takes an answer of `watch` into a record. A `reset` replaces what was drawn: the run went back to a checkpoint.
 cnnDemo.mergeAnswer = (record, answer) => {
-  const MOST_POINTS = 440; // of a curve in memory; drawn are two for its extremes, one smoothed, one learning rate
-  const { points, epochs, log, ...state } = answer;
+  const MOST_POINTS = 320; // of a curve in memory; six values of each are drawn
+  const MOST_VALIDATIONS = 200;
+  const { points, validations, epochs, log, ...state } = answer;
   if (answer.reset) Object.assign(record, cnnDemo.newRecord(), { columns: answer.columns });
   const named = (rows, columns) =>
     rows.map((row) => Object.fromEntries(columns.map((column, index) => [column, row[index]])));
   record.points.push(...named(points, record.columns.points));
   while (record.points.length > MOST_POINTS) record.points = cnnDemo.halvePoints(record.points);
+  record.validations.push(...named(validations, record.columns.validations));
+  while (record.validations.length > MOST_VALIDATIONS) {
+    record.validations = record.validations.filter((_, i, { length }) => (length - i) % 2); // the last stays
+  }
   for (const epoch of named(epochs, record.columns.epochs)) {
     record.epochs = [...record.epochs.filter((known) => known.step < epoch.step), epoch];
   }
@@ -23,7 +29,7 @@ cnnDemo.mergeAnswer = (record, answer) => {
   Object.assign(record, state, { end: answer.end || null, error: "" });
 };
 
-// Two neighbours become one, with their mean loss, weighted by steps, and both extremes.
+// Two neighbours become one, with their means, weighted by steps, and both extremes.
 cnnDemo.halvePoints = (points) => {
   const merged = [];
   for (let i = 0; i < points.length; i += 2) {
@@ -34,9 +40,11 @@ cnnDemo.halvePoints = (points) => {
     }
     const before = i ? points[i - 1].step : 0;
     const weight = (first.step - before) / (second.step - before);
+    const mean = (name) => first[name] * weight + second[name] * (1 - weight);
     merged.push({
       ...second,
-      loss: first.loss * weight + second.loss * (1 - weight),
+      loss: mean("loss"),
+      accuracy: first.accuracy == null ? second.accuracy : mean("accuracy"),
       loss_low: Math.min(first.loss_low, second.loss_low),
       loss_high: Math.max(first.loss_high, second.loss_high),
     });

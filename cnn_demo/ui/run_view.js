@@ -8,6 +8,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     box, tools: part.tools, chart: part.chart, plotly: props.plotly, isVisible,
     onError: (sentence) => setText(part.note, sentence),
   });
+  const drawSamples = cnnDemo.runSamples(part.samples);
   const state = cnnDemo.runState({
     server, isVisible, drawingCost: charts.cost, onChange: draw,
     onBusy: (busy) => trigger("busy", { busy }),
@@ -37,6 +38,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     add(part.side, "log", "details");
     add(part.main, "tools");
     add(part.main, "chart");
+    add(part.main, "samples");
     add(box, "table");
     add(box, "evaluation", "details");
     part.compare.append(make("summary", {}, "Compare with other runs"), make("div", { class: "run-list" }));
@@ -67,6 +69,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     drawTable();
     drawEvaluation(run, record);
     drawChart();
+    drawSamples(chosenRuns(), cnnDemo.lastStep(record, replayed));
   }
 
   function drawEmpty() {
@@ -76,7 +79,7 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
       "falls while you watch. You can close the page; the run continues.");
     for (const name of ["actions", "card", "log", "evaluation", "table"]) rebuild(part[name], "", () => []);
     setText(part.summary, "");
-    for (const name of ["bar", "log", "tools", "chart", "evaluation"]) part[name].hidden = true;
+    for (const name of ["bar", "log", "tools", "chart", "samples", "evaluation"]) part[name].hidden = true;
   }
 
   function drawHead(run, record, isExample) {

@@ -1,30 +1,48 @@
-// Feature-map sizes, drawn to scale, and the same in a table; either opens a stage's explanation.
+// Feature-map sizes, drawn to scale with the maps of a picture, and the same in a table; either opens a stage.
 cnnDemo.shapeText = ([channels, height, width]) => `${height}×${width}×${cnnDemo.count(channels)}`;
 cnnDemo.shareText = (part, whole) => `${((100 * part) / whole).toFixed(1)} %`;
 
-cnnDemo.showStages = (root, props, watch) => {
+cnnDemo.showStages = (root, props, server, watch) => {
   const { make } = cnnDemo;
+  const isVisible = () => document.visibilityState === "visible" && root.offsetParent !== null;
+  const tour = cnnDemo.tour({ server, isVisible, redraw });
   const box = root.querySelector(".stages-view");
+  const drawings = make("div", { class: "drawings" });
+  const numbers = make("div", { class: "numbers" });
+  box.append(tour.aside, drawings, numbers);
   let open = ""; // the name of the stage that is open, in all networks
 
   function toggle(name) {
     open = open === name ? "" : name;
+    redraw();
+  }
+
+  function redraw() {
     const focus = document.activeElement?.dataset.stage;
     draw();
     if (focus) box.querySelector(`[data-stage="${focus}"]`)?.focus();
   }
 
   function draw() {
-    const { networks = [] } = props.value || {};
+    const { networks = [], pixels = "", error } = props.value || {};
+    tour.show(networks, pixels);
+    box.classList.toggle("has-picture", Boolean(pixels));
     // One scale for all networks: 64 px for the height of the input, lengths by the most channels.
     const channels = networks.flatMap((network) => network.stages.map((stage) => stage.output[0]));
     const scale = { input: networks[0]?.input[1] || 32, most: Math.max(...channels) };
-    const drawings = networks.map((network) => cnnDemo.stageDrawing(network, scale, open, toggle));
-    const tables = networks.map((network) => cnnDemo.stageTable(network, open, toggle));
-    box.replaceChildren(make("div", { class: "drawings" }, ...drawings), ...tables);
+    const drawn = networks.map((network) => cnnDemo.stageDrawing(network, scale, open, toggle, tour));
+    drawings.replaceChildren(...(error ? [make("p", { class: "wrong", role: "alert" }, error)] : []), ...drawn);
+    numbers.replaceChildren(...networks.map((network) => cnnDemo.stageTable(network, open, toggle)));
+    tour.paintAll();
+    tour.ask();
   }
 
   watch("value", draw);
+  document.addEventListener("visibilitychange", tour.ask);
+  new ResizeObserver(() => {
+    tour.paintAll();
+    tour.ask(); // the tab may have been opened
+  }).observe(box);
   draw();
 };
 
@@ -35,7 +53,7 @@ cnnDemo.stageTotals = ({ stages, parameters, macs }) => {
 };
 
 // A network as rows of slabs, and how values, parameters and MACs divide among its stages.
-cnnDemo.stageDrawing = (network, scale, open, toggle) => {
+cnnDemo.stageDrawing = (network, scale, open, toggle, tour) => {
   const { make, count } = cnnDemo;
   const { stages } = network;
   const totals = cnnDemo.stageTotals(network);
@@ -56,16 +74,17 @@ cnnDemo.stageDrawing = (network, scale, open, toggle) => {
     const opened = open === stage.name;
     const attributes = {
       type: "button", class: "stage-row", "aria-expanded": String(opened),
-      "data-stage": `${network.model} row ${stage.name}`, onclick: () => toggle(stage.name),
+      "data-stage": `${network.name} row ${stage.name}`, onclick: () => toggle(stage.name),
     };
     const button = make("button", attributes, ...cells(stage.name, stage.output, stage.description));
     const explanation = opened ? make("p", { class: "explanation", role: "status" }, stage.explanation) : null;
-    return make("li", {}, button, explanation);
+    return make("li", {}, button, explanation, tour.row(network, stage.name, opened));
   }
 
   const input = make("div", { class: "stage-row" }, ...cells("input", network.input, "red, green, blue"));
   return make("section", { class: "network" },
     make("h2", {}, network.title),
+    make("p", { class: "quiet", role: "status" }, tour.note(network)),
     make("p", { class: "quiet" }, network.about),
     make("p", { class: "quiet" }, `${sizes} per image of ${scale.input}×${scale.input}`),
     make("ol", { class: "stage-rows" }, make("li", {}, input), ...stages.map(row)),
@@ -116,7 +135,7 @@ cnnDemo.stageTable = (network, open, toggle) => {
   function row(stage) {
     const opened = open === stage.name;
     const attributes = {
-      type: "button", "aria-expanded": String(opened), "data-stage": `${network.model} cell ${stage.name}`,
+      type: "button", "aria-expanded": String(opened), "data-stage": `${network.name} cell ${stage.name}`,
     };
     const button = make("button", attributes, make("span", { class: `dot ${stage.name}` }), stage.name);
     const cells = Object.values(columns).map((text) => make("td", {}, String(text(stage))));

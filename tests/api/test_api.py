@@ -1,6 +1,8 @@
 """What a program may call, through gradio_client against the running app."""
 
+import base64
 import concurrent.futures
+import io
 import json
 import re
 import time
@@ -51,9 +53,9 @@ def run(client: Client) -> Iterator[str]:
         time.sleep(0.1)
 
 
-def test_only_the_five_documented_endpoints_are_public(client: Client) -> None:
+def test_only_the_six_documented_endpoints_are_public(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(endpoints) == {"/start_run", "/run_status", "/stop_run", "/classify", "/stages"}
+    assert set(endpoints) == {"/start_run", "/run_status", "/stop_run", "/classify", "/explain", "/stages"}
     for name, endpoint in endpoints.items():
         assert all(parameter["type"] for parameter in endpoint["parameters"]), name
 
@@ -61,7 +63,7 @@ def test_only_the_five_documented_endpoints_are_public(client: Client) -> None:
 def test_endpoints_are_mcp_tools(app: App) -> None:
     with urllib.request.urlopen(f"{app.url}/gradio_api/mcp/schema", timeout=10) as answer:
         tools = {tool["name"]: tool for tool in json.load(answer)}
-    assert set(tools) == {"start_run", "run_status", "stop_run", "classify", "stages"}
+    assert set(tools) == {"start_run", "run_status", "stop_run", "classify", "explain", "stages"}
     assert all(len(tool["description"]) > 40 for tool in tools.values())
     for name in ("start_run", "stages"):
         assert all(network in json.dumps(tools[name]) for network in NETWORKS), name
@@ -148,6 +150,39 @@ def test_classify_a_picture_and_refuse_other_files(client: Client, picture: Path
     ]:
         with pytest.raises(AppError, match=sentence):
             call(client, "classify", picture=handle_file(tmp_path / name), checkpoint="resnet50")
+
+
+def test_explain_answers_with_json_and_a_picture(client: Client, picture: Path, tmp_path: Path) -> None:
+    given = {"picture": handle_file(picture), "checkpoint": "resnet50"}
+    report, image = call(client, "explain", **given, label="ring", stage="stage1")
+    assert (report["class"], report["stage"]) == ("ring", "stage1") and report["maps"][-1]["size"] == [1024, 2, 2]
+    assert len(report["predictions"]) == 10 and len(report["grad_cam"]) == len(report["occlusion"]) == 4
+    with Image.open(image) as drawn:
+        assert (drawn.format, drawn.size) == ("PNG", (4 * 288, 288))
+    for wrong, sentence in [
+        ({"picture": None}, "Give a picture"),
+        ({"checkpoint": "../resnet50"}, "There is no checkpoint"),
+        ({"label": "cat"}, "Class: choose disc, ring"),
+        ({"stage": "stage3"}, "'stage3' is too small, below 4x4; choose stem"),
+        ({"label": None, "stage": 5}, "there is no '5'"),
+    ]:
+        with pytest.raises(AppError, match=sentence):
+            call(client, "explain", **given | {"label": "ring", "stage": "stage1"} | wrong)
+
+
+def test_explain_as_an_mcp_tool_answers_with_an_image(app: App, picture: Path) -> None:
+    link = f"data:image/jpeg;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    arguments = {"picture": link, "checkpoint": "resnet50", "label": "", "stage": ""}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "explain", "arguments": arguments}}
+    headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    request = urllib.request.Request(f"{app.url}/gradio_api/mcp/", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        (line,) = (line for line in answer.read().decode().splitlines() if line.startswith("data: "))
+    parts = json.loads(line.removeprefix("data: "))["result"]["content"]
+    (image,) = (part for part in parts if part["type"] == "image")
+    assert image["mimeType"] == "image/png" and "grad_cam" in parts[0]["text"]
+    with Image.open(io.BytesIO(base64.b64decode(image["data"]))) as drawn:
+        assert drawn.size == (4 * 288, 288)
 
 
 def test_twenty_visitors_classify_while_a_run_trains(app: App, client: Client, run: str, tmp_path: Path) -> None:

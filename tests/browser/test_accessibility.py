@@ -23,11 +23,13 @@ def show_everything(page: Page, tab: str) -> list[str]:
         page.locator(".run-compare summary").click()
         return [".run-view", ".recipe-line", ".run-chart .main-svg", "#settings", ".evaluation svg", ".run-list"]
     if tab == "Classify":
-        page.locator(".examples button").first.click()
+        page.get_by_label("occlusion").check()
         page.get_by_role("button", name="Evaluation of this checkpoint").click()
         page.get_by_role("button", name="Open from the Hub").click()
-        return [".answer", ".seen", ".examples", "#evaluation svg", "#open-repo", "#checkpoint"]
-    return [".stages-view", ".network table", ".share-bar"]
+        return [".answer", ".seen", ".heat img", "#picture", "#evaluation svg", "#open-repo", "#checkpoint"]
+    page.get_by_role("button", name="example: bird").click()
+    page.locator("button.stage-row").last.click()
+    return [".stages-view", ".network table", ".share-bar", ".lens canvas", ".maps canvas"]
 
 
 @pytest.mark.parametrize("options", [{}, PHONE, {"color_scheme": "dark"}], ids=["desktop", "phone", "dark"])

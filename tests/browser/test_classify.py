@@ -89,6 +89,41 @@ def test_unreadable_files_show_a_sentence(visit: Visit) -> None:
     page.locator("#picture .icon-button-wrapper button").last.click()  # removes the example
     drop(page, "text.jpg", b"no picture")
     expect(page.locator("#answer")).to_contain_text("This file is not a picture; give one of .bmp")
+    open_tab(page, "Stages")
+    expect(page.locator("#stages [role=alert]")).to_contain_text("This file is not a picture; give one of .bmp")
+    expect(page.locator(".stage-rows")).to_have_count(2)
+
+
+def test_heat_for_a_class_is_asked_for_only_where_wanted(visit: Visit, app: App) -> None:
+    page, asked = visit(), []
+    page.on("request", lambda request: asked.append(request) if '"heat"' in (request.post_data or "") else None)
+    open_tab(page, "Classify")
+    page.get_by_role("button", name="example: cat").click()
+    expect(page.locator(".answer")).to_have_count(1)
+    assert asked == []
+    page.get_by_label("Grad-CAM").check()
+    first = page.locator(".scores button").first.inner_text()
+    text = re.compile(f"(Bright: what speaks for {first}. Grad-CAM, computed on the 4×4 grid of|No positive evidence)")
+    expect(page.locator(".heat")).to_contain_text(text)
+    assert len(asked) == 1
+    page.get_by_label("occlusion").check()
+    page.get_by_role("button", name="ring").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".heat")).to_contain_text(
+        re.compile("lowers the score of ring|evidence for ring: no gray patch")
+    )
+    expect(page.get_by_role("button", name="ring")).to_have_attribute("aria-pressed", "true")
+    page.reload()
+    page.locator(".run-head strong").wait_for()
+    open_tab(page, "Classify")
+    page.get_by_role("button", name="example: cat").click()
+    expect(page.locator(".heat img")).to_be_visible()  # the choice was remembered
+    (app.root / "resnet50").rename(app.root / "away")
+    try:
+        page.get_by_role("button", name="ring").click()
+        expect(page.locator(".heat")).to_have_text("There is no checkpoint 'resnet50' here.")
+    finally:
+        (app.root / "away").rename(app.root / "resnet50")
 
 
 def test_classify_with_an_active_run(training: Page) -> None:

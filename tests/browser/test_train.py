@@ -23,6 +23,8 @@ def test_first_view_is_a_finished_run_that_replays(visit: Visit) -> None:
     page = visit()
     expect(page.locator(".badge")).to_have_text("example")
     expect(page.locator(".run-card")).to_contain_text("test accuracy (40 images)")
+    answers = page.get_by_role("img", name=re.compile(r": answered .*, (correct|wrong)\. Score of "))
+    expect(answers).to_have_count(10)
     wait_for_points(page, 2)
     whole = len(traces(page)["loss, smoothed"])
     page.get_by_role("button", name="Replay").click()
@@ -136,10 +138,11 @@ def test_overlay_two_runs(app: App, visit: Visit, shipped: Path) -> None:
     row = table.get_by_role("row", name="Augmentation").locator("td")
     expect(row).to_have_text(["Flip and shift", "Flip"])  # as in the form
     expect(table).to_contain_text("test accuracy")
-    page.wait_for_function("() => document.querySelector('.run-chart')?.data?.length === 12")
+    page.wait_for_function("() => document.querySelector('.run-chart')?.data?.length === 18")
     assert {"1: loss, smoothed", "2: loss, smoothed"} <= set(traces(page))
+    expect(page.locator(".run-samples h3")).to_have_count(2)  # whose images they are
     page.get_by_label(re.compile("from-the-command-line")).uncheck()
-    page.wait_for_function("() => document.querySelector('.run-chart')?.data?.length === 6")
+    page.wait_for_function("() => document.querySelector('.run-chart')?.data?.length === 9")
     page.get_by_role("button", name="Show", exact=True).click()
     expect(page).to_have_url(re.compile(r"\?run=from-the-command-line&__theme=light$"))  # Gradio's own stays
     shutil.rmtree(other)
@@ -163,7 +166,7 @@ def test_long_run_draws_few_points_and_every_extreme(app: App, visit: Visit) -> 
         for step in range(1, 10_001):
             loss = 9.25 if step == 4321 else 0.125 if step == 7777 else 2.0
             fields = {"phase": "training", "epoch": step // 1000 + 1, "step": step, "share": step / 10_000}
-            run.log.append(events.Progress(**fields, loss=loss, loss_low=loss, loss_high=loss))
+            run.log.append(events.Progress(**fields, loss=loss, loss_low=loss, loss_high=loss, accuracy=0.5))
             if step % 1000 == 0:
                 accuracy = 0.9 if step == 6000 else 0.5
                 found = {"validation_loss": 1.0, "validation_accuracy": accuracy, "best": step in (1000, 6000)}
@@ -173,7 +176,7 @@ def test_long_run_draws_few_points_and_every_extreme(app: App, visit: Visit) -> 
     drawn = traces(page)
     assert sum(len(values) for values in drawn.values()) <= 2000
     assert max(drawn["loss, raw"]) == 9.25 and min(drawn["loss, raw"]) == 0.125
-    assert drawn["best checkpoint"] == [0.9]
+    assert drawn["best checkpoint"] == [0.9] and set(drawn["accuracy, raw"]) == {0.5}
     expect(page.locator(".badge")).to_have_text("interrupted")
     shutil.rmtree(run.folder)
 

@@ -27,6 +27,7 @@ def app(tmp_path_factory: pytest.TempPathFactory, shipped: Path) -> Iterator[App
         app.log.close()
 
 
+@pytest.mark.slow
 def test_start_and_continue_take_the_visitors_quota(app: App, visit: Callable[..., Page]) -> None:
     page = visit("?model=resnet50&dataset=shapes&seconds=6")
     expect(page.locator("#command")).to_contain_text(f"Asks for {REFUSED} s of this Space's GPU")

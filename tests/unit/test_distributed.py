@@ -90,6 +90,7 @@ def test_two_processes_give_the_loss_curve_of_one(epochs: dict[int, folder.Run])
         history = run.history()
         assert history.state == "finished" and len(history.epochs) == 2
         assert [e.seq for e in run.log.read()] == list(range(len(run.log.read())))
+        assert {e.pictures for e in history.validations} == {10, 200} and len(history.validations) > 10
         curves[processes] = [e.train_loss for e in history.epochs] + [e.validation_loss for e in history.epochs]
     # Each of two processes normalises (BN) by its own half of the batch, so the curves are near, not equal.
     for one, two in zip(curves[1], curves[2], strict=True):

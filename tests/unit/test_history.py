@@ -1,16 +1,34 @@
 """Events to JSON and back, and a run's history from its events."""
 
+import base64
+import io
 import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cnn_demo.runs.files import EventLog
 from cnn_demo.runs.history import History, course_log, history_of
 from cnn_demo.training import events
-from cnn_demo.training.events import CheckpointSaved, EpochDone, Event, Progress, RunFinished, RunQueued, RunStarted
+from cnn_demo.training.events import (
+    CheckpointSaved,
+    EpochDone,
+    Event,
+    Progress,
+    RunFinished,
+    RunQueued,
+    RunStarted,
+    Validated,
+)
+
+
+def png(width: int, height: int) -> str:
+    Image.effect_noise((width, height), 200).convert("RGB").save(file := io.BytesIO(), "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
 
 STARTED = RunStarted(
     step=0,
@@ -21,7 +39,9 @@ STARTED = RunStarted(
     train_pictures=50_000,
     validation_pictures=0,
     test_pictures=10_000,
+    samples=(png(32, 32),) * 10,
 )
+CHECK = Validated(step=90, pictures=200, accuracy=0.25, answers=((3, 0.125), (7, 1.0)))
 RUN = [
     RunQueued(seq=0),
     STARTED,
@@ -35,7 +55,7 @@ RUN = [
 ]
 
 
-@pytest.mark.parametrize("event", RUN, ids=lambda event: type(event).__name__)
+@pytest.mark.parametrize("event", [*RUN, CHECK], ids=lambda event: type(event).__name__)
 def test_an_event_survives_json(event: Event) -> None:
     assert events.from_dict(json.loads(json.dumps(events.to_dict(event)))) == event
 
@@ -56,11 +76,27 @@ def test_an_event_survives_json(event: Event) -> None:
         (RUN[8], "test_accuracy", 5),
         (RUN[8], "test_pictures", -1),
         (RUN[4], "share", 3),
+        (RUN[4], "accuracy", 1.5),
+        (CHECK, "answers", [[3, 1.5]]),
+        (CHECK, "answers", [[-1, 0.5]]),
+        (CHECK, "answers", [[3, 0.5]] * 11),
+        (STARTED, "samples", [png(32, 32)] * 11),
+        (STARTED, "samples", png(32, 32)),
+        (STARTED, "samples", [png(33, 32)]),
+        (STARTED, "samples", [png(32, 32) + "A" * 6000]),
+        (STARTED, "samples", [base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'/>").decode()]),
+        (STARTED, "samples", [None]),
     ],
 )
 def test_what_a_stranger_wrote_must_be_in_range(event: Event, field: str, value: object) -> None:
     with pytest.raises(TypeError, match=field):
         events.from_dict(events.to_dict(event) | {field: value})
+
+
+def test_a_thumbnail_is_base64_and_nothing_else() -> None:
+    for text in ('"><script>', png(32, 32)[:-4] + '">A=', " " + png(32, 32), "é"):
+        with pytest.raises(ValueError):
+            events.from_dict(events.to_dict(STARTED) | {"samples": [text]})
 
 
 def test_a_loss_may_be_huge() -> None:
@@ -80,8 +116,9 @@ def test_the_state_follows_the_events() -> None:
 
 def test_a_continuation_replaces_what_was_lost() -> None:
     again = RunStarted(**{n: getattr(STARTED, n) for n in RunStarted.__slots__} | {"step": 200})
-    history = history_of([*RUN[:8], again])
+    history = history_of([*RUN[:5], CHECK, replace(CHECK, step=310), *RUN[5:8], again])
     assert [p.step for p in history.curve] == [90] and history.epochs == [] and history.best is None
+    assert history.validations == [CHECK]
 
 
 def test_something_else_is_no_event() -> None:
@@ -110,11 +147,14 @@ def test_a_log_of_a_day_opens_in_seconds(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     line = json.dumps(events.to_dict(replace(RUN[4], seq=-7, step=77777)))
     lines = [line.replace("-7", str(seq)).replace("77777", str(seq + 1)) for seq in range(345_000)]
+    for seq in range(0, 345_000, 20):
+        lines[seq] = json.dumps(events.to_dict(replace(CHECK, seq=seq, step=seq + 1)))
     lines[1000] = json.dumps(events.to_dict(replace(RUN[6], seq=1000, step=1001)))
     log.path.write_text("\n".join(lines) + "\n")
     begun = time.monotonic()
     history = history_of(log.read())
     assert time.monotonic() - begun < 3
+    assert 900 < len(history.validations) < 1000
     assert history.seq == 344_999 and len(history.epochs) == 1 and 15_000 < len(history.curve) < 25_000
     log.repair()
     assert log.append(RUN[-1]).seq == 345_000

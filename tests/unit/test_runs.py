@@ -76,6 +76,7 @@ def test_stop_leaves_a_run_that_continues_exactly(tmp_path: Path, tiny: Dataset)
     run = folder.create(tmp_path, CONFIG)
     train(run, tiny, stop_at=5)
     assert run.history().state == "stopped"
+    assert load_snapshot(run.folder).check_pictures == 10
     step = run.history().finished.step
     kept = {"state.json", f"weights-{step}.safetensors", f"optimizer-{step}.safetensors"}
     assert 0 < step < 10 and files(run.folder / "resume") == kept
@@ -214,8 +215,8 @@ def test_a_malformed_run_id_is_refused(tmp_path: Path, run_id: str) -> None:
 
 
 def test_a_run_killed_while_it_writes_continues_exactly(tmp_path: Path, tiny: Dataset) -> None:
-    killed = kill_at_points(tmp_path, tiny, every=16)  # all points: python -m tests.fuzz kills
-    assert len(killed) >= 8, killed
+    killed = kill_at_points(tmp_path, tiny, every=24)  # all points: python -m tests.fuzz kills
+    assert len(killed) >= 5, killed
 
 
 def test_the_history_of_a_killed_and_continued_run_has_no_step_twice(tmp_path: Path, tiny: Dataset) -> None:

@@ -262,6 +262,18 @@ def test_thinning_keeps_every_extreme() -> None:
     assert thin(history.curve[:400], 400) == list(history.curve[:400])
 
 
+def test_a_watcher_gets_few_validations_and_the_last_one(tmp_path: Path) -> None:
+    run = folder.create(tmp_path, SHORT)
+    with run.locked():
+        for step in range(1000):
+            run.log.append(events.Validated(step=step, pictures=10, accuracy=0.5, answers=((3, 0.123),) * 10))
+    service = Service(settings(tmp_path), torch.device("cpu"))
+    seen = service.watch(run.id)
+    assert len(seen["validations"]) == 100 and seen["classes"][3] == "frame"
+    assert seen["validations"][-1] == [999, 10, 0.5, ((3, 0.123),) * 10] and len(json.dumps(seen)) < 30_000
+    assert [step for step, *_ in service.watch(run.id, after=seen["seq"] - 2)["validations"]] == [998, 999]
+
+
 def test_errors_do_not_name_other_runs(service: Service) -> None:
     run = service.submit(SHORT, "anna")
     wait(service, run, "finished")

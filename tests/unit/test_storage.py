@@ -82,8 +82,11 @@ def test_where_all_is_watched_a_new_run_is_refused_and_nothing_is_deleted(space:
     space._limits = replace(SPACE_LIMITS, disk_gb=0.5)  # 200 MB for 300
     with pytest.raises(DiskError, match="is being trained or watched"):
         space.submit(LONG, "bert", "2.2.2.2")
+    space._limits = replace(SPACE_LIMITS, disk_gb=0.61)  # 310 MB for 300: room for others, but not for this source
+    with pytest.raises(DiskError, match="is being trained or watched"):
+        space.submit(LONG, "invented 5", "1.1.1.1")
     assert {run.id for run in folder.list_runs(space.root)} == {run.id for run in (*shown, other)}
-    space._watched.clear()
+    space._limits, space._watched = replace(SPACE_LIMITS, disk_gb=0.5), {}
     space.stop(space.submit(LONG, "bert", "2.2.2.2"), "bert")
     assert other.folder.exists() and not shown[0].folder.exists()
 

@@ -1,6 +1,8 @@
 """The loop: what it yields and when, exact resume, stopping, divergence, budgets, and the optimizers."""
 
+import base64
 import dataclasses
+import io
 import itertools
 import math
 import time
@@ -8,15 +10,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from cnn_demo.errors import ConfigError
 from cnn_demo.networks import cpu_convolution
 from cnn_demo.networks.models import build
-from cnn_demo.pictures.dataset import Dataset, normalise
+from cnn_demo.pictures.dataset import Dataset, normalise, split
 from cnn_demo.training import loop, optimizers, scoring
+from cnn_demo.training.budget import Budget
 from cnn_demo.training.config import RunConfig
 from cnn_demo.training.device import DTYPES, keep_freed_memory
-from cnn_demo.training.events import EpochDone, Event, Progress, RunFinished, RunStarted
+from cnn_demo.training.events import EpochDone, Event, Progress, RunFinished, RunStarted, Validated
 from cnn_demo.training.loop import Snapshot, train
 from cnn_demo.training.scoring import Evaluation
 
@@ -83,7 +88,7 @@ def stop_after(asked: int) -> Callable[[], bool]:
 
 def test_the_order_of_events(tiny: Dataset) -> None:
     events, snapshots = run(small(), tiny)
-    kinds = [type(e).__name__ for e in events if not isinstance(e, Progress)]
+    kinds = [type(e).__name__ for e in events if not isinstance(e, (Progress, Validated))]
     assert kinds == ["RunStarted", "EpochDone", "EpochDone", "RunFinished"]
     assert [s.step for s in snapshots] == [0, 10, 20]
     started, finished = events[0], events[-1]
@@ -115,11 +120,11 @@ def test_the_same_seed_is_the_same_run(tiny: Dataset) -> None:
 def test_stopping_anywhere_and_continuing_changes_nothing(tiny: Dataset, optimizer: str) -> None:
     config = small(optimizer=optimizer, augmentation="flip_translate_cutout")
     events, snapshots = run(config, tiny)
-    # Timing the evaluation asks 94 times, a step 93 times, an evaluation 47 times: these stops fall into the first
-    # validation, into a step of the second epoch, and into the test.
+    # Timing the evaluation asks 94 times, a step 93 times, an evaluation 47 times, and so does a check before every
+    # other step: these stops fall into the first validation, into a step of the second epoch, and into the test.
     start, stopped_in = None, []
     all_events: list[Event] = []
-    for asked in (94 + 930 + 20, 94 + 47 + 300, 94 + 7 * 93 + 47 + 20, 10**9):
+    for asked in (94 + 930 + 5 * 47 + 20, 94 + 3 * 47 + 300, 94 + 7 * 93 + 4 * 47 + 47 + 20, 10**9):
         part, saved = run(config, tiny, stop_after(asked), start)
         all_events += part
         if part[-1].reason == "stopped":
@@ -135,9 +140,9 @@ def test_stopping_anywhere_and_continuing_changes_nothing(tiny: Dataset, optimiz
     assert ended[0] == ended[1]
 
 
-@pytest.mark.parametrize("asked", [120, 165])
+@pytest.mark.parametrize("asked", [167, 212])
 def test_stop_within_a_step_undoes_the_step(tiny: Dataset, asked: int) -> None:
-    """Timing the evaluation asks 2 x 47 times, a step once, then 46 times forward and 46 times backward."""
+    """Timing and the first check ask 3 x 47 times, a step once, then 46 times forward and 46 times backward."""
     events, snapshots = run(small(), tiny, stop_after(asked))
     assert events[-1].reason == "stopped" and len(snapshots) == 2
     assert snapshots[1].step == 0 and not snapshots[1].optimizer
@@ -175,9 +180,9 @@ def test_the_best_weights_are_saved_and_tested_not_the_last(tiny: Dataset, monke
     losses = iter([0.9, 0.4, 0.6])
     original = scoring.Scorer.evaluate
 
-    def evaluate(self: scoring.Scorer, pictures: torch.Tensor, *rest: object) -> Iterator[None]:
+    def evaluate(self: scoring.Scorer, pictures: torch.Tensor, *rest: torch.Tensor) -> Iterator[None]:
         score = yield from original(self, pictures, *rest)
-        if pictures is self.data.train_pictures:
+        if pictures is self.data.train_pictures and len(rest[1]) == 20:  # all of them: no check
             return dataclasses.replace(score, accuracy=1 - next(losses))
         return score
 
@@ -198,20 +203,82 @@ def test_the_best_weights_are_saved_and_tested_not_the_last(tiny: Dataset, monke
 
 
 def test_the_test_set_is_used_once_at_the_end(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = []
+    looks: list[object] = []
     original = scoring.Scorer.evaluate
 
-    def evaluate(self: scoring.Scorer, pictures: torch.Tensor, *rest: object) -> Iterator[None]:
-        looks.append("test" if pictures is self.data.test_pictures else "validation")
+    def evaluate(self: scoring.Scorer, pictures: torch.Tensor, *rest: torch.Tensor) -> Iterator[None]:
+        looks.append("test" if pictures is self.data.test_pictures else len(rest[1]))
         return (yield from original(self, pictures, *rest))
 
     monkeypatch.setattr(scoring.Scorer, "evaluate", evaluate)
     run(small(), tiny)
-    assert looks == ["validation", "validation", "test"]
+    assert looks == [*[10] * 5, 20, *[10] * 5, 20, "test"]  # checks and validations
+
+
+def test_checks_change_nothing(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(augmentation="flip_translate_cutout", precision="bfloat16")
+    events, with_checks = run(config, tiny)
+    checks = [e for e in events if isinstance(e, Validated)]
+    assert [(e.step, e.pictures) for e in checks[3:8]] == [(6, 10), (8, 10), (10, 20), (10, 10), (12, 10)]
+    monkeypatch.setattr(loop.Loop, "check", lambda self: iter(()))
+    again, without = run(config, tiny)
+    assert equal(with_checks[-1].weights, without[-1].weights)
+    assert equal(with_checks[-1].optimizer, without[-1].optimizer)
+    one, other = ([dataclasses.replace(e, seconds=0) for e in f if isinstance(e, EpochDone)] for f in (events, again))
+    assert one == other and events[-1].test_loss == again[-1].test_loss
+
+
+def test_samples_are_a_held_out_image_of_each_class_and_their_scores_those_of_the_network(tiny: Dataset) -> None:
+    held_out = split(tiny.train_labels, 20)[1].tolist()
+    chosen = {}
+    for seed in (3, 3, 4):
+        network = build("resnet50", 10, seed)
+        items = train(network, tiny, small(seed=seed), device=torch.device("cpu"), stop=never)
+        started, _, check = itertools.islice(items, 3)
+        found = [pil_to_tensor(Image.open(io.BytesIO(base64.b64decode(png)))) for png in started.samples]
+        index = [next(i for i in held_out if torch.equal(tiny.train_pictures[i], pixels)) for pixels in found]
+        assert tiny.train_labels[index].tolist() == list(range(10))
+        assert chosen.setdefault(seed, index) == index
+        fresh = build("resnet50", 10, seed).eval()
+        with torch.inference_mode():
+            scores = fresh(normalise(tiny.train_pictures[index], tiny.mean, tiny.std)).softmax(1)
+        assert [answer for answer, _ in check.answers] == scores.argmax(1).tolist()
+        assert [score for _, score in check.answers] == pytest.approx(scores.diagonal().tolist(), abs=6e-4)
+    assert chosen[3] != chosen[4]
+
+
+def test_accuracy_is_that_of_the_training_steps(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "PROGRESS_SECONDS", 0.0)
+    expected, original = [], torch.nn.functional.cross_entropy
+
+    def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, **more: float) -> torch.Tensor:
+        if logits.requires_grad:
+            expected.append((logits.argmax(1) == labels).float().mean().item())
+        return original(logits, labels, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", cross_entropy)
+    events, _ = run(small(learning_rate=0.01), tiny)
+    assert len(set(expected)) > 3
+    assert [e.accuracy for e in events if isinstance(e, Progress) and e.loss is not None] == pytest.approx(expected)
+
+
+def test_a_check_takes_three_percent_of_the_time_and_stays_the_same(tiny: Dataset) -> None:
+    def pictures(evaluation_seconds: float, **budget: float) -> int:
+        config = RunConfig(model="resnet50", **budget)
+        return Budget(config, 50_000, 10_000, never, loop.ALONE, 0.0, evaluation_seconds).check_pictures()
+
+    assert [pictures(0.001, seconds=s) for s in (3, 60, 3600)] == [10, 150, 150]
+    assert [pictures(s, epochs=1) for s in (0.0001, 0.0003)] == [400, 400]  # 3 % of 45,000 x 3, ten times
+    assert pictures(0.001, epochs=1) == 150 and pictures(0.0, seconds=60) > 5000
+    _, saved = run(small(), tiny, stop_after(94 + 47 + 3 * 93))
+    assert saved[-1].check_pictures == 10
+    events, _ = run(small(), tiny, start=dataclasses.replace(saved[-1], check_pictures=20))  # of a faster machine
+    assert {e.pictures for e in events if isinstance(e, Validated)} == {20}
 
 
 def test_without_validation_the_last_weights_are_saved(tiny: Dataset) -> None:
     events, snapshots = run(small(validation_pictures=0), tiny)
+    assert not events[0].samples and not any(isinstance(e, Validated) for e in events)
     assert events[-1].validation_accuracy is None and events[-1].best_step == events[-1].step == 24
     assert equal(snapshots[-1].best.weights, snapshots[-1].weights)
 
@@ -222,6 +289,7 @@ def test_a_budget_in_seconds_ends_in_time_at_rate_zero(shapes: Dataset, seconds:
     begun = time.monotonic()
     events, _ = run(config, shapes)
     assert time.monotonic() - begun < seconds + 1.5
+    assert len({e.step for e in events if isinstance(e, Validated)}) > 8
     finished = events[-1]
     assert finished.reason == "finished" and finished.test_accuracy is not None
     assert finished.seconds <= seconds + 0.5
@@ -287,7 +355,7 @@ def test_a_finished_run_ends_with_its_evaluation(tiny: Dataset) -> None:
 
 def test_a_continued_run_keeps_the_calibration_of_its_best_weights(tiny: Dataset) -> None:
     whole, _ = run(small(), tiny)
-    _, saved = run(small(), tiny, stop_after(94 + 930 + 47 + 20))  # in a step after the first validation
+    _, saved = run(small(), tiny, stop_after(94 + 930 + 7 * 47 + 20))  # in a step after the first validation
     assert saved[-1].best.calibration is not None and saved[-1].best.step == 10
     events, _ = run(small(), tiny, start=saved[-1])
     assert events[-1].test_loss == whole[-1].test_loss
