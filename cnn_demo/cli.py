@@ -193,6 +193,8 @@ def follow(run: Run | None, config: RunConfig, data: Dataset, where: settings.Se
         if rank.number > 0:
             recording.train_as_worker(where.checkpoints, run, config, data, place, stop, group)
             return 0
+        if problem := device.unusable_gpu():
+            say(problem)
         run = run or folder.create(where.checkpoints, config)
         say(f"run       {run.id}\ncommand   {run.config.to_command()}")
         for event in recording.train_run(run, data, place, stop, group):

@@ -18,7 +18,7 @@ from ..errors import CheckpointError, CnnDemoError, ConfigError, DiskError, RunE
 from ..pictures.sources import DatasetCache
 from ..settings import Limits, Settings
 from ..training.config import RunConfig
-from ..training.device import device_name, keep_freed_memory
+from ..training.device import device_name, find_devices, keep_freed_memory, unusable_gpu
 from . import folder, storage, zero
 from .checkpoints import NAME
 from .files import EVALUATION, WEIGHTS
@@ -39,8 +39,10 @@ class Service:
         keep_freed_memory()  # before there are threads
         self.root, self.hub, self.sign_in = settings.checkpoints, settings.hub, settings.sign_in
         self.data = DatasetCache(settings)
-        devices = [device] if device else find_devices()
-        self.space_note = describe_space(devices[0], settings.limits) if settings.is_space else ""
+        # On ZeroGPU none may be asked for here, and one run after the other gets one.
+        devices = [device or torch.device("cpu")] if device or zero.is_zero() else find_devices()
+        space = describe_space(devices[0], settings.limits) if settings.is_space else ""
+        self.note = " ".join(filter(None, (space, "" if zero.is_zero() else unusable_gpu())))
         self.is_space, self._limits = settings.is_space, settings.limits
         self._queue = Queue(settings, self.data, devices, self.make_room)
         self.close, self.active = self._queue.close, self._queue.active
@@ -212,12 +214,6 @@ def _cached(known: dict[Path, tuple[object, Result]], run: Run, read: Callable[[
     if found is None or found[0] != state:
         found = known[run.folder] = (state, read())
     return found[1]
-
-
-def find_devices() -> list[torch.device]:
-    """Return the GPUs, or the CPU; on ZeroGPU none may be asked for here, and one run after the other gets one."""
-    gpus = 0 if zero.is_zero() else torch.cuda.device_count()
-    return [torch.device("cuda", i) for i in range(gpus)] or [torch.device("cpu")]
 
 
 def describe_space(device: torch.device, limits: Limits) -> str:

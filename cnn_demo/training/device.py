@@ -15,6 +15,22 @@ def pick_device(local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def find_devices() -> list[torch.device]:
+    """Return the GPUs that PyTorch can use, else the CPU."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.device("cuda", i) for i in range(gpus)] or [torch.device("cpu")]
+
+
+def unusable_gpu() -> str:
+    """Return in words that PyTorch cannot use this machine's GPU; "" where it can, or where there is none."""
+    if torch.cuda.is_available() or not torch.cuda.device_count():  # the driver counts, the CUDA library may refuse
+        return ""
+    return (
+        f"The GPU of this machine cannot be used, so the CPU trains: its driver is too old for the CUDA "
+        f"{torch.version.cuda} of PyTorch {torch.__version__}. Update the driver, or install torch==2.11.0+cu126."
+    )
+
+
 def device_name(device: torch.device) -> str:
     """Return the device in words: "NVIDIA H200" or "CPU, 2 threads"."""
     if device.type == "cuda":

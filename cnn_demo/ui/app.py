@@ -48,8 +48,8 @@ def build(service: Service) -> gr.Blocks:
                 picture, seen = stages.build(service, page, tabs, classifier)
             with gr.Tab("Classify", id="classify"):
                 classify.build(service, page, view, tabs, classifier, picture, seen)
-        if service.space_note:
-            gr.HTML(f"<p class='quiet'>{escape(service.space_note)}</p>", apply_default_css=False, elem_id="space-note")
+        if service.note:
+            gr.HTML(f"<p class='quiet'>{escape(service.note)}</p>", apply_default_css=False, elem_id="note")
         api.build(service, classifier)
     page.queue(max_size=1000)  # otherwise 1 on ZeroGPU
     # By default the queue looks for work a thousand times a second, taking Python's lock from the training each time.

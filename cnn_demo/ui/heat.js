@@ -27,8 +27,7 @@ cnnDemo.showHeat = (root, server, watch) => {
       const chosen = label || bars[0].textContent;
       for (const bar of bars) bar.setAttribute("aria-pressed", String(Boolean(method) && bar.textContent === chosen));
       const picture = root.querySelector(".heat-choice").dataset.pixels;
-      const asked = { name: panel.dataset.name, picture, label: chosen, method, owner: cnnDemo.owner() };
-      await fill(panel.querySelector(".heat"), asked);
+      await fill(panel.querySelector(".heat"), { name: panel.dataset.name, picture, label: chosen, method });
     }
   }
 
@@ -37,7 +36,8 @@ cnnDemo.showHeat = (root, server, watch) => {
     if ((place.dataset.key || "") === key) return;
     place.dataset.key = key;
     if (!method) return place.replaceChildren();
-    const answer = (await server.heat(asked).catch(() => null)) || { error: "The server did not answer; try again." };
+    const lost = { error: "The server did not answer; try again." };
+    const answer = (await server.heat({ ...asked, owner: cnnDemo.owner() }).catch(() => null)) || lost;
     if (place.dataset.key !== key) return; // something else was chosen meanwhile
     if (answer.error) place.dataset.key = "failed";
     const image = answer.png && make("img", { alt: "", src: `data:image/png;base64,${answer.png}` });

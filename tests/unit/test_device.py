@@ -1,13 +1,16 @@
-"""Threads of a run on the CPU: fewer beside other work, all of them alone."""
+"""Which device trains; threads of a run on the CPU: fewer beside other work, all of them alone."""
 
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from cnn_demo.runs.service import Service
+from cnn_demo.settings import Settings
 from cnn_demo.training import device
 from cnn_demo.training.device import Threads
 
@@ -32,6 +35,19 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     torch.set_num_threads(4)
     yield found
     torch.set_num_threads(before)
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_named_and_the_cpu_trains(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # what NVML says where the driver is too old
+    assert device.find_devices() == [torch.device("cpu")] and device.pick_device() == torch.device("cpu")
+    where = Settings(checkpoints=tmp_path, data=None, cache=tmp_path, hub="", toronto="")
+    service = Service(where)
+    service.close()
+    assert service.note.startswith("The GPU of this machine cannot be used, so the CPU trains: its driver is too old")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device.find_devices() == [torch.device("cuda", 0)] and not device.unusable_gpu()
 
 
 def test_all_threads_stay_where_nothing_else_computes(machine: Machine) -> None:
