@@ -38,28 +38,23 @@ def measure(model: str, input_size: int = 32) -> list[StageSize]:
     if not isinstance(input_size, int) or not smallest <= input_size <= LARGEST_PX:
         raise InputError(f"Input size: enter {smallest} to {LARGEST_PX:,} pixels for {title}, not {input_size!r}.")
     network = construct(model, classes=10).eval()
-    layers, macs, field, stride = 0, 0, 1, 1
+    known, layers, macs, field, stride = _fields(network), 0, 0, 1, 1
 
     def count(path: str, layer: nn.Module, given: tuple[Tensor], result: Tensor) -> None:
-        nonlocal layers, macs, field, stride
+        nonlocal layers, macs
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layers += "projection" not in path
             macs += math.prod(result.shape[1:]) * layer.weight[0].numel()
-        kernel = step = 1
-        if isinstance(layer, nn.AdaptiveAvgPool2d):
-            kernel = step = given[0].shape[-1]
-        elif isinstance(layer, (nn.Conv2d, nn.MaxPool2d)) and "projection" not in path:  # it sees no more than the rest
-            kernel, step = (v[0] if isinstance(v, tuple) else v for v in (layer.kernel_size, layer.stride))
-        field += (kernel - 1) * stride
-        stride *= step
 
     x, sizes = torch.empty(0, 3, input_size, input_size), []  # an empty batch: all shapes, no arithmetic
     for (name, part), description in zip(network.named_children(), network.descriptions, strict=True):
-        layers = macs = 0
+        layers, macs, side = 0, 0, x.shape[-1]
         for path, layer in part.named_modules():
             layer.register_forward_hook(partial(count, path))
         with torch.inference_mode():
             x = part(x)
+        whole = (0, stride * side, field + (side - 1) * stride)  # the classifier averages the whole map
+        _, stride, field = known.get(name, whole)
         output, parameters = (*x.shape[1:], 1, 1)[:3], count_parameters(part)
         sizes.append(StageSize(name, description, layers, output, stride, field, parameters, macs))
     return sizes
@@ -85,9 +80,13 @@ def fields(model: str) -> dict[str, tuple[int, int, int]]:
 
     Row i sees `field` rows of the image from first + i * stride on, as far as the image reaches; columns are alike.
     """
+    return _fields(construct(model, classes=10))
+
+
+def _fields(network: Network) -> dict[str, tuple[int, int, int]]:
     found, first, stride, field = dict[str, tuple[int, int, int]](), 0, 1, 1
-    for layer, names in walk(construct(model, classes=10)):
-        for path, part in layer.named_modules():
+    for layer, names in walk(network):
+        for path, part in layer.named_modules():  # a projection sees no more than the rest of its block
             if isinstance(part, (nn.Conv2d, nn.MaxPool2d)) and "projection" not in path:
                 window = (part.kernel_size, part.stride, part.padding)
                 kernel, step, padding = (int(v[0] if isinstance(v, tuple) else v) for v in window)

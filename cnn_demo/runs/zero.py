@@ -53,9 +53,10 @@ def note(config: RunConfig) -> str:
     """Return what a run costs its visitor, in words; "" off ZeroGPU."""
     if not is_zero():
         return ""
+    quotas = ", ".join(f"{seconds // 60} {who}" for who, seconds in QUOTAS.items())
     return (
         f"Asks for {call_seconds(config)} s of this Space's GPU; a longer run stops then and can be continued. "
-        "Only what is used counts against your daily quota: 2 minutes signed out, 5 signed in, 40 with PRO."
+        f"Only what is used counts against your daily quota, in minutes: {quotas}."
     )
 
 

@@ -15,7 +15,7 @@ from ..runs.checkpoints import Checkpoint, pack_checkpoint, read_checkpoint
 from ..runs.files import CONFIG, EVALUATION, LOG, WEIGHTS, writing
 from ..runs.folder import Run
 from ..runs.history import History, thin
-from ..training.events import Progress, to_dict
+from ..training.events import Progress, Validated, to_dict
 from .card import model_card, seal
 
 HISTORY, CURVE, CARD = "history.csv", "curve.png", "README.md"
@@ -29,7 +29,9 @@ def files_of(run: Run, repo: str = "OWNER/NAME") -> dict[str, bytes]:
     weights, evaluation, history, events = half_size(run), run.evaluation(), run.history(), run.log.read()
     # as many points of the curve as a screen shows; an hour logs 14,000
     points = thin([event for event in events if isinstance(event, Progress) and event.loss is not None], 1000)
-    chosen = [*(event for event in events if not isinstance(event, Progress)), *points]
+    checks = [event for event in events if isinstance(event, Validated)][::-1]
+    rest = [event for event in events if not isinstance(event, (Progress, Validated))]
+    chosen = [*points, *checks[:: 1 + len(checks) // 1000], *rest]
     log = "".join(json.dumps(to_dict(event)) + "\n" for event in sorted(chosen, key=lambda event: event.seq))
     rows = [COLUMNS, *([getattr(epoch, name) for name in COLUMNS] for epoch in history.epochs)]
     table = "".join(",".join("" if cell is None else str(cell) for cell in row) + "\n" for row in rows)

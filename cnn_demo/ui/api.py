@@ -60,9 +60,9 @@ def build(service: Service, classifier: Classifier) -> None:
 
         Returns:
             state (queued, preparing, training, validating, testing, stopping, finished, stopped, diverged, failed,
-            interrupted), title, text (the state in words), share (progress, 0 to 1), points and epochs (rows; their
-            columns are named under "columns" in an answer with "reset": true), seq, and at the end "end" with the test
-            accuracy (0 to 1). Loss in nats.
+            interrupted), title, text (the state in words), share (progress, 0 to 1), points, validations, epochs (rows;
+            their columns are named under "columns" in an answer with "reset": true), seq, and at the end "end" with the
+            test accuracy (0 to 1). Loss in nats.
         """
         return service.watch(run, after, owner)
 
@@ -104,7 +104,7 @@ def build(service: Service, classifier: Classifier) -> None:
 
         Returns:
             What classify returns, class, stage, grad_cam (rows of its map, 0 or more; all 0: no positive evidence),
-            occlusion (rows of 8 cells: how much the class's score falls when that part is grey) and maps (name,
+            occlusion (4 rows of 4: how much the class's score falls when that part, 8x8 px, is grey) and maps (name,
             size [C,H,W], mean, largest, zeros: the fraction of values, dead: the number of channels). And a picture,
             from left to right: what the network sees, Grad-CAM, occlusion, the strongest maps of the stage.
         """

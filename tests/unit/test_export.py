@@ -14,6 +14,7 @@ from cnn_demo.runs.files import EVALUATION
 from cnn_demo.runs.folder import Run
 from cnn_demo.sharing import export, hub
 from cnn_demo.sharing.card import model_card, seal
+from cnn_demo.training.events import Validated, to_dict
 from tests.hub_server import HubServer
 from tests.sharing import EVALUATED, push
 
@@ -111,3 +112,13 @@ def test_history_is_a_csv_table(files: dict[str, bytes]) -> None:
     assert head == "epoch,step,seconds,train_loss,validation_loss,validation_accuracy,best"
     assert [row.split(",")[:2] for row in rows] == [["1", "10"], ["2", "20"], ["3", "30"]]
     assert {row.split(",")[-1] for row in rows} <= {"True", "False"}
+
+
+def test_a_long_runs_log_is_short_enough_to_be_opened_again(run: Run) -> None:
+    lines = run.log.path.read_text().splitlines()
+    last = json.loads(lines[-1])["seq"]
+    checks = [Validated(seq=last + i, step=i, pictures=10, accuracy=0.5, answers=()) for i in range(1, 12_001)]
+    run.log.path.write_text("\n".join([*lines, *(json.dumps(to_dict(check)) for check in checks)]) + "\n")
+    log = [json.loads(line) for line in export.files_of(run)["events.jsonl"].splitlines()]
+    steps = [event["step"] for event in log if event["kind"] == "Validated"]
+    assert len(steps) <= 1000 and steps[-1] == 12_000 and steps == sorted(steps)
