@@ -91,6 +91,6 @@ def about(seconds: float) -> str:
 
 
 def _row(event: Any, names: list[str]) -> list[Any]:
-    """Return fields of an event; numbers are rounded to five digits, which is finer than a pixel."""
+    """Return fields of an event; numbers are rounded to four digits, which is finer than a pixel."""
     values = [getattr(event, name) for name in names]
-    return [float(f"{value:.5g}") if isinstance(value, float) else value for value in values]
+    return [float(f"{value:.4g}") if isinstance(value, float) else value for value in values]
