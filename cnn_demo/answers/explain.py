@@ -4,8 +4,7 @@ It only reads the network: no hooks, no gradients kept. `network`: the checkpoin
 eval mode. `pixels`: the uint8 `3,32,32` that is classified.
 """
 
-import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..networks.models import Network
-from ..networks.stages import walk
+from ..networks.stages import fields, walk
 from ..pictures.dataset import normalise
-from ..pictures.photo import INPUT_PX
+from ..pictures.photo import INPUT_PX, png, to_picture
 from ..runs.checkpoints import Checkpoint
 from .inference import classify, finite
 
@@ -25,49 +24,36 @@ PANEL_PX = 288  # 9 for each pixel
 TINY = 1e-30  # where all is zero, instead of a division by zero
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Maps:
-    """What a stage, or a convolution or block in it, puts out: values after ReLU, float32 `C,H,W` on the CPU."""
-
-    name: str
-    values: Tensor
-    mean: float
-    largest: float
-    zeros: float  # the fraction of values that are zero, 0 to 1
-    dead: int  # channels that are zero everywhere
-
-
 def layers(network: Network) -> list[str]:
     """Return the names of all maps in data-flow order (see stages.walk): a stage's after those within it."""
     return [name for _, names in walk(network) for name in names]
 
 
 @torch.no_grad()
-def maps(network: Network, checkpoint: Checkpoint, pixels: Tensor, names: list[str]) -> list[Maps]:
-    """Return the maps of these names, from one forward pass. Raises InputError (unknown name), CheckpointError."""
+def maps(network: Network, checkpoint: Checkpoint, pixels: Tensor, names: list[str]) -> dict[str, Tensor]:
+    """Return what stages, or convolutions or blocks in them, put out, from one forward pass.
+
+    By name: values after ReLU, float32 `C,H,W` on the CPU. Raises InputError (unknown name), CheckpointError.
+    """
     x, found = normalise(pixels[None], checkpoint.mean, checkpoint.std), dict[str, Tensor]()
     for layer, given in walk(network):
         x = layer(x)
         found |= dict.fromkeys(given, x)
     if unknown := [name for name in names if name not in found]:
         raise InputError(f"Stage: choose {', '.join(found)}, not {unknown[0][:80]!r}.")
-    return [_maps(name, finite(found[name][0], checkpoint).contiguous()) for name in names]
+    return {name: finite(found[name][0], checkpoint).contiguous() for name in names}
 
 
-def _maps(name: str, values: Tensor) -> Maps:
+def describe(name: str, values: Tensor) -> dict[str, Any]:
+    """Return statistics of maps `C,H,W`, JSON-ready; zeros: the fraction of values, dead: channels zero everywhere."""
     zero = values == 0
-    mean, largest, zeros = (float(number) for number in (values.mean(), values.max(), zero.float().mean()))
-    return Maps(name=name, values=values, mean=mean, largest=largest, zeros=zeros, dead=int(zero.all(2).all(1).sum()))
+    numbers = {"mean": float(values.mean()), "largest": float(values.max()), "zeros": float(zero.float().mean())}
+    return {"name": name, **numbers, "dead": int(zero.all(2).all(1).sum()), "size": [*values.shape]}
 
 
-@torch.no_grad()
-def cam_layers(network: Network) -> list[str]:
+def cam_layers(model: str) -> list[str]:
     """Return the names of the maps of 4x4 or more, in data-flow order; Grad-CAM of smaller ones hardly says where."""
-    x, found = torch.empty(0, 3, INPUT_PX, INPUT_PX), []  # an empty batch: all shapes, no arithmetic
-    for layer, names in walk(network):
-        x = layer(x)
-        found += names if x.shape[-1] >= 4 else []
-    return found
+    return [name for name, (_, stride, _) in fields(model).items() if INPUT_PX // stride >= 4]
 
 
 def grad_cam(network: Network, checkpoint: Checkpoint, pixels: Tensor, label: str, name: str) -> Tensor:
@@ -78,7 +64,7 @@ def grad_cam(network: Network, checkpoint: Checkpoint, pixels: Tensor, label: st
     class or name, or maps below 4x4; CheckpointError.
     """
     target = class_index(checkpoint, label)
-    if name not in (usable := cam_layers(network)):
+    if name not in (usable := cam_layers(checkpoint.model)):
         known = f"{name[:80]!r} is too small, below 4x4" if name in layers(network) else f"there is no {name[:80]!r}"
         raise InputError(f"Stage for Grad-CAM: {known}; choose {', '.join(usable)}.")
     x = normalise(pixels[None], checkpoint.mean, checkpoint.std)
@@ -121,14 +107,14 @@ def kernels(network: Network) -> Tensor:
     return (128 + 127 * weight / weight.abs().max().clamp(min=TINY)).round().byte().permute(0, 2, 3, 1)
 
 
-def shown(found: Maps) -> list[int]:
-    """Return the numbers of the channels to show: 64 at most, the one with the highest mean first."""
-    return list(map(int, found.values.mean((1, 2)).argsort(descending=True, stable=True)[:64]))
+def shown(values: Tensor) -> list[int]:
+    """Return the numbers of the channels of maps to show: 64 at most, the one with the highest mean first."""
+    return list(map(int, values.mean((1, 2)).argsort(descending=True, stable=True)[:64]))
 
 
-def sprite(found: Maps, channels: list[int]) -> bytes:
+def sprite(values: Tensor, channels: list[int]) -> bytes:
     """Return channels as one grey PNG at natural size, eight in a row; 255 is the largest value of all channels."""
-    return png(grid(scaled(found.values[channels], found.largest, 255)))
+    return png(grid(scaled(values, 255)[channels]))
 
 
 def explain(
@@ -140,16 +126,15 @@ def explain(
     what is within that stage is drawn, too. Raises InputError, CheckpointError.
     """
     answer = classify(network, checkpoint, pixels)
-    label, name = label or answer.predictions[0].label, name or cam_layers(network)[-1]
+    label, name = label or answer.predictions[0].label, name or cam_layers(checkpoint.model)[-1]
     cam, falls = grad_cam(network, checkpoint, pixels, label, name), occlusion(network, checkpoint, pixels, label)
     names = [each for each in layers(network) if "." not in each or each.split(".")[0] == name.split(".")[0]]
     report = {"checkpoint": checkpoint.name, "model": checkpoint.model, **asdict(answer), "class": label, "stage": name}
     report |= {"grad_cam": cam.tolist(), "occlusion": falls.tolist(), "maps": []}
     pictures = {"overview": Image.new("RGB", (4 * PANEL_PX, PANEL_PX), "white"), "kernels": sheet(kernels(network))}
-    for found in maps(network, checkpoint, pixels, names):
-        numbers = {key: getattr(found, key) for key in ("name", "mean", "largest", "zeros", "dead")}
-        report["maps"].append(numbers | {"size": [*found.values.shape]})
-        pictures[found.name] = coloured(sheet(scaled(found.values[shown(found)], found.largest, 254)))
+    for each, values in maps(network, checkpoint, pixels, names).items():
+        report["maps"].append(describe(each, values))
+        pictures[each] = coloured(sheet(scaled(values, 254)[shown(values)]))
     for number, panel in enumerate((enlarged(pixels), overlay(pixels, cam), overlay(pixels, falls), pictures[name])):
         pictures["overview"].paste(panel, (number * PANEL_PX, 0))
     return report, pictures
@@ -157,19 +142,19 @@ def explain(
 
 def overlay(pixels: Tensor, heat: Tensor) -> Image.Image:
     """Return the picture in grey under a heat map `h,w` in colours; what is negative counts as zero."""
-    small = Image.fromarray(scaled(heat.clamp(min=0), float(heat.max()), 254).numpy())
+    small = Image.fromarray(scaled(heat, 254).numpy())
     colours = coloured(small.resize((PANEL_PX, PANEL_PX), Image.Resampling.BILINEAR))
     return Image.blend(enlarged(pixels).convert("L").convert("RGB"), colours.convert("RGB"), 0.5)
 
 
 def enlarged(pixels: Tensor) -> Image.Image:
     """Return the picture, each pixel a square."""
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((PANEL_PX, PANEL_PX), Image.Resampling.NEAREST)
+    return to_picture(pixels).resize((PANEL_PX, PANEL_PX), Image.Resampling.NEAREST)
 
 
-def scaled(values: Tensor, largest: float, top: int) -> Tensor:
-    """Return values from 0 to `largest` as uint8 from 0 to `top`."""
-    return (values * (top / max(largest, TINY))).round().byte()
+def scaled(values: Tensor, top: int) -> Tensor:
+    """Return values from 0 to the largest as uint8 from 0 to `top`; what is negative counts as zero."""
+    return (values.clamp(min=0) * (top / max(float(values.max()), TINY))).round().byte()
 
 
 def sheet(tiles: Tensor) -> Image.Image:
@@ -192,9 +177,3 @@ def coloured(grey: Image.Image) -> Image.Image:
     colours = Image.frombytes("RGB", (5, 1), bytes.fromhex("4401543b528b21918c5ec962fde725"))
     grey.putpalette(colours.resize((255, 1), Image.Resampling.BILINEAR).tobytes() + b"\xff\xff\xff")
     return grey
-
-
-def png(picture: Image.Image) -> bytes:
-    """Return a picture as a PNG file."""
-    picture.save(file := io.BytesIO(), "PNG")
-    return file.getvalue()

@@ -80,14 +80,21 @@ def to_input(square: Image.Image) -> Tensor:
     """Return what the network sees of a square picture: uint8 `3,32,32`, each an average over its source pixels."""
     small = square.resize((INPUT_PX, INPUT_PX), Image.Resampling.BICUBIC, reducing_gap=3.0)
     pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
-    return pixels.view(INPUT_PX, INPUT_PX, 3).permute(
-        2, 0, 1
-    )  # torchvision does the same, but takes a second to import
+    # torchvision does the same, but takes a second to import
+    return pixels.view(INPUT_PX, INPUT_PX, 3).permute(2, 0, 1)
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """Return uint8 `3,H,W` as a picture."""
+    return Image.fromarray(pixels.cpu().permute(1, 2, 0).numpy())
+
+
+def png(picture: Image.Image) -> bytes:
+    """Return a picture as a PNG file."""
+    picture.save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
 
 
 def to_png(pixels: Tensor) -> bytes:
     """Return uint8 `3,H,W` as a PNG file."""
-    rows = pixels.cpu().permute(1, 2, 0)
-    picture = Image.frombytes("RGB", (rows.shape[1], rows.shape[0]), bytes(rows.flatten().tolist()))
-    picture.save(file := io.BytesIO(), "PNG")
-    return file.getvalue()
+    return png(to_picture(pixels))

@@ -4,7 +4,6 @@ Every client gets an explicit token, the visitor's or False: None would mean thi
 """
 
 import errno
-import hashlib
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from typing import TypeVar
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ..errors import CheckpointError, DiskError, HubError, InputError
@@ -184,11 +184,9 @@ def _fetch(api: HfApi, repo: str, info: ModelInfo, folder: str, name: str) -> Pa
         raise CheckpointError(f"{name} of {repo} has {size:,} bytes; at most {FILE_BYTES[name]:,} are allowed.")
     download = partial(api.hf_hub_download, repo, name, revision=info.sha, local_dir=folder)
     path = Path(call_hub(download, f"downloading {name} of {repo}", is_transfer=True))
-    actual = hashlib.sha256() if found.lfs else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            actual.update(part)
-    if actual.hexdigest() != (found.lfs.sha256 if found.lfs else found.blob_id):
+        actual = sha_fileobj(file).hex() if found.lfs else git_hash(file.read())
+    if actual != (found.lfs.sha256 if found.lfs else found.blob_id):
         raise HubError(f"{name} of {repo} arrived damaged: its checksum is not the Hub's. {AGAIN}", answered=True)
     return path
 

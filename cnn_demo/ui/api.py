@@ -27,8 +27,6 @@ from .visitors import source_of
 def build(service: Service, classifier: Classifier) -> None:
     """Add the endpoints to the page that is being assembled."""
 
-    @sentences()
-    @checked
     def start_run(
         model: str, recipe: dict[str, Any] | None = None, owner: str = "", request: gr.Request | None = None
     ) -> dict[str, Any]:
@@ -48,8 +46,6 @@ def build(service: Service, classifier: Classifier) -> None:
         run = service.submit(config, secret, source_of(request, None, service.is_space))
         return {"run": run} if owner else {"run": run, "owner": secret}
 
-    @sentences()
-    @checked
     def run_status(run: str, after: int = -1, owner: str = "") -> dict[str, Any]:
         """Return the state of a run, and what is new since the event number `after`.
 
@@ -66,8 +62,6 @@ def build(service: Service, classifier: Classifier) -> None:
         """
         return service.watch(run, after, owner)
 
-    @sentences()
-    @checked
     def stop_run(run: str, owner: str) -> dict[str, Any]:
         """Stop a run, keep its best weights and return {"state": its state now}; a waiting run leaves the queue.
 
@@ -113,8 +107,6 @@ def build(service: Service, classifier: Classifier) -> None:
             report, pictures = explaining.explain(network, found, pixels_of(picture), label or "", stage or "")
             return report, pictures["overview"]
 
-    @sentences()
-    @checked
     def stages(model: str, input_size: int = 32) -> dict[str, Any]:
         """Return the size of every stage of a network: output C,H,W, stride, receptive field, parameters, MACs.
 
@@ -128,7 +120,7 @@ def build(service: Service, classifier: Classifier) -> None:
         return sizes.to_dict(model, input_size, explained=True)
 
     for function in (start_run, run_status, stop_run, stages):
-        api(function, queue=False)
+        api(sentences()(checked(function)), queue=False)
     inputs = [picture_file(visible=False), *(gr.Textbox(text, visible=False) for text in ("resnet50", "", ""))]
     outputs = [gr.JSON(visible=False), gr.Image(format="png", visible=False)]
     gr.Button(visible=False).click(classify, inputs[:2], outputs[0], api_name="classify", **CLASSIFY)

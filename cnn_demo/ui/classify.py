@@ -1,7 +1,6 @@
 """The Classify tab: a picture, what the network sees of it, and a score for each class."""
 
 import base64
-import io
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -49,14 +48,12 @@ def build(
 
     def heat(name: str, picture: str, label: str, method: str, owner: str) -> dict[str, Any]:
         """Return where in the picture a class's score comes from: heat as a PNG, and a sentence on it."""
-        pixels, layer = from_text(picture), ""
+        pixels = from_text(picture)
         checkpoint, network = classifier.load(name, owner)
-        if method == "occlusion":
-            found = explain.occlusion(network, checkpoint, pixels, label)
-        else:
-            layer = explain.cam_layers(network)[-1]
-            found = explain.grad_cam(network, checkpoint, pixels, label, layer)
-        png = base64.b64encode(explain.png(explain.overlay(pixels, found))).decode()
+        layer = "" if method == "occlusion" else explain.cam_layers(checkpoint.model)[-1]
+        given = network, checkpoint, pixels, label
+        found = explain.grad_cam(*given, layer) if layer else explain.occlusion(*given)
+        png = base64.b64encode(photo.png(explain.overlay(pixels, found))).decode()
         return {"png": png, "text": describe_heat(found, label, layer)}
 
     with gr.Row(elem_classes="classify"):
@@ -95,8 +92,7 @@ def build(
             text = to_text(pixels)
             if not one:
                 return NO_CHECKPOINT, {"pixels": text, "error": ""}
-            names = [one] if not two or two == one else [one, two]
-            answers = [classifier.answer(name, pixels, secret) for name in names]
+            answers = [classifier.answer(name, pixels, secret) for name in dict.fromkeys((one, two or one))]
             panels = "".join(panel(Run(service.root / found.name).title, found, scores) for found, scores in answers)
         except CnnDemoError as error:
             message = sentence(error, file)
@@ -114,7 +110,7 @@ def build(
 
     def describe(name: str | None) -> dict[str, Any]:
         try:
-            return {"run": name, "evaluation": service.evaluation(name)} if name else {}
+            return {"run": name, "found": service.evaluation(name)} if name else {}
         except CnnDemoError as error:
             return {"error": str(error)}
 
@@ -229,12 +225,12 @@ A score is not the probability of being right.</p></section>"""
 def steps(whole: Image.Image, pixels: Tensor) -> str:
     """Return the way from the photo to the tensor `3,32,32` that the network gets, as HTML."""
     size: tuple[int, int] = whole.info.get("size", whole.size)
-    side, preview, content = min(size), whole.copy(), io.BytesIO()
+    side, preview = min(size), whole.copy()
     preview.thumbnail((384, 384))
-    preview.save(content, "PNG")
+    small = photo.png(preview)
     pictures = [
-        ("your picture", size, content.getvalue(), ""),
-        ("its center", (side, side), content.getvalue(), "square"),
+        ("your picture", size, small, ""),
+        ("its center", (side, side), small, "square"),
         ("what the network sees", (photo.INPUT_PX, photo.INPUT_PX), photo.to_png(pixels), "pixels"),
     ]
     figures = "".join(

@@ -1,28 +1,14 @@
 // A checkpoint's evaluation (training/scoring.py says what it holds): bars, confusion matrix, reliability, mistakes.
 // Drawings have a sentence and a table for screen readers.
 (() => {
-  const { make, count, percent } = cnnDemo;
+  const { make, shape, row, table, count, percent, sum } = cnnDemo;
   const [CELL, LEFT, TOP] = [30, 84, 66]; // of the confusion matrix, in units of its drawing
   const SIDE = 300; // of the reliability diagram
-  const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
-
-  function shape(tag, attributes, ...children) {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  }
-
-  function table(attributes, heads, rows) {
-    const top = make("tr", {}, ...heads.map((head) => make("th", { scope: "col" }, head)));
-    const body = rows.map(([first, ...rest]) =>
-      make("tr", {}, make("th", { scope: "row" }, first), ...rest.map((cell) => make("td", {}, cell))));
-    return make("table", attributes, make("thead", {}, top), make("tbody", {}, ...body));
-  }
 
   function drawing(width, height, sentence, parts, heads, rows, note) {
     const picture = shape("svg", { role: "img", "aria-label": sentence, viewBox: `0 0 ${width} ${height}` }, ...parts);
-    return [picture, table({ class: "visually-hidden" }, heads, rows), make("p", { class: "quiet" }, note)];
+    const numbers = table({ class: "visually-hidden" }, heads, rows.map(([first, ...rest]) => row({}, first, rest)));
+    return [picture, numbers, make("p", { class: "quiet" }, note)];
   }
 
   function bars(classes, counts) {
@@ -101,8 +87,9 @@
     ];
   }
 
-  // Returns the elements that show the evaluation of a run; null: what to do to get one.
-  cnnDemo.evaluation = (run, found) => {
+  // Returns the elements that show the evaluation of a run, where `found` is null: what to do to get one.
+  cnnDemo.evaluation = (run, { found, error }) => {
+    if (error) return [make("p", { class: "wrong" }, error)];
     if (!found && run.startsWith("hf-")) {
       const command = make("code", {}, `python -m cnn_demo evaluate ${run}`);
       return [make("p", {}, "Not evaluated on this machine. Evaluate it from a terminal: ", command)];
@@ -116,11 +103,11 @@
     return [summary, make("div", { class: "evaluation" }, ...sections(found))];
   };
 
-  // The evaluation on the Classify tab; the value is {run, evaluation} or {error}.
+  // The evaluation on the Classify tab; the value is {run, found}, {error} or, without a checkpoint, empty.
   cnnDemo.showEvaluation = (root, props, watch) => {
     const draw = () => {
-      const { run, evaluation, error } = props.value || {};
-      const shown = error ? [make("p", { class: "wrong" }, error)] : run ? cnnDemo.evaluation(run, evaluation) : [];
+      const { run, error } = props.value || {};
+      const shown = run || error ? cnnDemo.evaluation(run, props.value) : [];
       root.querySelector(".evaluation-view").replaceChildren(...shown);
     };
     watch("value", draw);

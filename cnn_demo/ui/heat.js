@@ -1,6 +1,6 @@
 // What an answer rests on: heat over the picture for a class, asked from the server where the visitor wants it.
 cnnDemo.showHeat = (root, server, watch) => {
-  const { make, store } = cnnDemo;
+  const { make, radios, store } = cnnDemo;
   const METHODS = { "": "hide", "grad-cam": "Grad-CAM", occlusion: "occlusion" };
   const LIMITS = "It shows where, not what the network recognizes there, and it can look convincing when the answer " +
     "is wrong: some methods draw much the same map for random weights (Adebayo et al. 2018; Grad-CAM does not).";
@@ -9,14 +9,9 @@ cnnDemo.showHeat = (root, server, watch) => {
 
   function draw() {
     label = "";
-    const choices = Object.entries(METHODS).map(([name, text]) => {
-      const change = () => show((method = store("cnn-demo-heat", name)));
-      const input = make("input", { type: "radio", name: "heat", onchange: change });
-      input.checked = name === method;
-      return make("label", {}, input, text);
-    });
-    const fieldset = make("fieldset", {}, make("legend", {}, "What the answer rests on"), ...choices);
-    root.querySelector(".heat-choice")?.replaceChildren(fieldset);
+    const choose = (name) => show((method = store("cnn-demo-heat", name)));
+    const choice = radios("What the answer rests on", "heat", METHODS, method, choose);
+    root.querySelector(".heat-choice")?.replaceChildren(choice);
     show();
   }
 

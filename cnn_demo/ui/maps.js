@@ -1,6 +1,6 @@
 // What a network makes of a picture: the maps of its stages as tiles, and a lens on the picture that follows them.
 (() => {
-  const { make, button, setText, percent, count } = cnnDemo;
+  const { make, radios, setText, percent, count } = cnnDemo;
   const INPUT = 32; // px, of the picture as the network sees it
   const [TILE, PITCH, LENS] = [32, 34, 192]; // px: a map, with the gap to the next; the lens
   const RENEWAL = 3000; // ms between two questions whether a run has saved newer weights
@@ -36,7 +36,7 @@
     const { width, height } = image;
     const context = make("canvas", { width, height }).getContext("2d", { willReadFrequently: true });
     context.drawImage(image, 0, 0);
-    const side = map.shape[1];
+    const side = (map.side = map.size[1]);
     map.grey = map.channels.map((_, i) =>
       context.getImageData((i % 8) * side, Math.floor(i / 8) * side, side, side).data);
     map.tiles = map.grey.map((data) => raster(side, side, (i) => colour(data[4 * i] / 255)));
@@ -58,20 +58,19 @@
 
   function describe(map) {
     const dead = `${count(map.dead)} ${map.dead === 1 ? "is" : "are"} zero for this picture`;
-    const [channels, height, width] = map.shape;
+    const [channels, height, width] = map.size;
     const shown = `${map.tiles.length} of ${count(channels)} shown, strongest first`;
     return `${map.name}, ${height}×${width}: ${shown}; ${dead}. ` +
       `Mean ${number(map.mean)}, largest ${number(map.largest)}; ${percent(map.zeros)} of the values are zero.`;
   }
 
   function describePlace(map, { tile, row, column }) {
-    const size = map.shape[1];
-    const value = number((map.largest * map.grey[tile][4 * (row * size + column)]) / 255);
+    const value = number((map.largest * map.grey[tile][4 * (row * map.side + column)]) / 255);
     const [down, across] = [row, column].map((place) => seenBy(map, place));
     const range = ([first, end]) => `${first + 1} to ${end}`;
     const isWhole = [...down, ...across].join() === [0, INPUT, 0, INPUT].join();
     const sees = isWhole ? "the whole picture" : `rows ${range(down)}, columns ${range(across)} of the picture`;
-    const place = `row ${row + 1}, column ${column + 1} of ${size}×${size}`;
+    const place = `row ${row + 1}, column ${column + 1} of ${map.side}×${map.side}`;
     return `${map.name}, channel ${map.channels[tile]}, ${place}: ${value}. It sees ${sees}.`;
   }
 
@@ -87,17 +86,14 @@
     let isOver = false; // its map lies over the picture
     let [timer, asking, again] = [0, false, false];
 
-    const lens = make("canvas", { width: LENS, height: LENS, role: "img", "aria-label": "what the network sees" });
-    const status = make("p", { role: "status" });
-    const moments = [["before", "before training"], ["after", "after training, or now"]].map(([moment, text]) => {
-      const input = make("input", { type: "radio", name: "weights", onchange: () => ((weights = moment), ask()) });
-      input.checked = moment === weights;
-      return make("label", {}, input, text);
+    const lens = make("canvas", {
+      width: LENS, height: LENS, role: "img", "aria-label": "what the network sees", onclick: () => lay(false),
     });
+    const status = make("p", { role: "status" });
+    const moments = { before: "before training", after: "after training, or now" };
+    const choice = radios("Weights", "weights", moments, weights, (moment) => ((weights = moment), ask()));
     const aside = make("aside", { class: "lens", "aria-label": "what a place in a map sees" }, lens,
-      make("div", {}, status, make("p", { class: "map-scale" }, "0", make("span"), "largest of the stage"),
-        make("fieldset", {}, make("legend", {}, "Weights"), ...moments)));
-    lens.addEventListener("click", () => lay(false));
+      make("div", {}, status, make("p", { class: "map-scale" }, "0", make("span"), "largest of the stage"), choice));
 
     // Asks for what is shown and not known, one network after the other; again while a run may save newer weights.
     async function ask() {
@@ -147,31 +143,27 @@
       if (!map) return null;
       map.field = fields[map.name];
       const text = describe(map);
-      const canvas = make("canvas", {
+      const view = { map, columns: 1 };
+      view.canvas = make("canvas", {
         tabindex: "0", role: "application", "data-stage": `${name} maps ${stage}`,
         "aria-label": `${text} Arrow keys move, Enter lays a map over the picture, Escape removes it.`,
+        onpointermove: (event) => point(view, placeOf(view, event)),
+        onclick: (event) => (point(view, placeOf(view, event)), lay(true)),
+        onfocus: () => markIn(view) || point(view, { x: 0, y: 0 }),
+        onkeydown: (event) => press(view, event),
       });
-      const view = { canvas, map, columns: 1 };
       views.push(view);
-      canvas.addEventListener("pointermove", (event) => point(view, placeOf(view, event)));
-      canvas.addEventListener("click", (event) => (point(view, placeOf(view, event)), lay(true)));
-      canvas.addEventListener("focus", () => markIn(view) || point(view, { x: 0, y: 0 }));
-      canvas.addEventListener("keydown", (event) => press(view, event));
-      const choices = answer.layers.filter(isHere).map((layer) => {
-        const choose = () => (layers.set(`${name} ${stage}`, layer), ask());
-        const made = button(layer === stage ? "output" : layer.slice(stage.length + 1), choose, "small");
-        made.dataset.stage = `${name} layer ${layer}`;
-        made.setAttribute("aria-pressed", String(layer === map.name));
-        return made;
-      });
+      const choices = answer.layers.filter(isHere).map((layer) => make("button", {
+        type: "button", class: "button small", "data-stage": `${name} layer ${layer}`,
+        "aria-pressed": String(layer === map.name), onclick: () => (layers.set(`${name} ${stage}`, layer), ask()),
+      }, layer === stage ? "output" : layer.slice(stage.length + 1)));
       const group = { class: "layer-choice", role: "group", "aria-label": `layers of ${stage}` };
-      const choice = isOpen ? make("div", group, ...choices) : null;
-      return make("div", { class: "maps" }, choice, canvas, make("p", { class: "quiet" }, text));
+      return make("div", { class: "maps" }, isOpen ? make("div", group, ...choices) : null, view.canvas,
+        make("p", { class: "quiet" }, text));
     }
 
     function paint(view) {
       const { canvas, map } = view;
-      const size = map.shape[1];
       view.columns = Math.max(1, Math.min(16, Math.floor((canvas.parentNode.clientWidth - 10) / PITCH)));
       canvas.width = PITCH * Math.min(view.columns, map.tiles.length);
       canvas.height = PITCH * Math.ceil(map.tiles.length / view.columns);
@@ -179,8 +171,9 @@
       context.imageSmoothingEnabled = false;
       map.tiles.forEach((tile, i) =>
         context.drawImage(tile, PITCH * (i % view.columns), PITCH * Math.floor(i / view.columns), TILE, TILE));
-      const start = (place) => PITCH * Math.floor(place / size) + (TILE / size) * (place % size);
-      if (markIn(view)) outline(context, start(mark.x), start(mark.y), TILE / size, TILE / size);
+      const px = TILE / map.side; // of a place in a map
+      const start = (place) => PITCH * Math.floor(place / map.side) + px * (place % map.side);
+      if (markIn(view)) outline(context, start(mark.x), start(mark.y), px, px);
     }
 
     function paintLens() {
@@ -192,17 +185,19 @@
       context.imageSmoothingEnabled = false;
       if (picture) context.drawImage(picture, 0, 0, LENS, LENS);
       if (!view) return;
-      context.globalAlpha = isOver ? 0.8 : 0;
-      context.drawImage(view.map.tiles[place.tile], 0, 0, LENS, LENS);
+      context.globalAlpha = 0.8;
+      if (isOver) context.drawImage(view.map.tiles[place.tile], 0, 0, LENS, LENS);
       context.globalAlpha = 1;
       const [[top, bottom], [left, right]] = [place.row, place.column].map((i) => seenBy(view.map, i));
       const unit = LENS / INPUT;
       outline(context, left * unit, top * unit, (right - left) * unit, (bottom - top) * unit);
     }
 
-    function paintAll() {
+    // Paints what has been drawn, or has changed in size, and asks for what it lacks.
+    function update() {
       views.forEach(paint);
       paintLens();
+      ask();
     }
 
     function lay(over) {
@@ -211,20 +206,17 @@
     }
 
     // Returns tile, row and column of what is pointed at, where it is in a view.
-    function markIn({ canvas, map, columns }) {
-      const size = map.shape[1];
+    function markIn({ canvas, map: { side, tiles }, columns }) {
       const { stage, x, y } = mark;
-      const tile = Math.floor(y / size) * columns + Math.floor(x / size);
-      const isIn = stage === canvas.dataset.stage && x >= 0 && x < columns * size && map.tiles[tile];
-      return isIn ? { tile, row: y % size, column: x % size } : null;
+      const tile = Math.floor(y / side) * columns + Math.floor(x / side);
+      const isIn = stage === canvas.dataset.stage && x >= 0 && x < columns * side && tiles[tile];
+      return isIn ? { tile, row: y % side, column: x % side } : null;
     }
 
-    function placeOf({ canvas, map }, event) {
-      const { left, top } = canvas.getBoundingClientRect();
-      const size = map.shape[1];
-      const within = (px) => Math.min(size - 1, Math.floor(((px % PITCH) * size) / TILE));
-      const place = (px) => Math.floor(px / PITCH) * size + within(px);
-      return { x: place(event.clientX - left), y: place(event.clientY - top) };
+    function placeOf({ map: { side } }, { offsetX, offsetY }) {
+      const within = (px) => Math.min(side - 1, Math.floor(((px % PITCH) * side) / TILE));
+      const place = (px) => Math.floor(px / PITCH) * side + within(px);
+      return { x: place(offsetX), y: place(offsetY) };
     }
 
     function point(view, place) {
@@ -244,6 +236,6 @@
       event.preventDefault();
     }
 
-    return { aside, ask, show, note, row, paintAll };
+    return { aside, show, note, row, update };
   };
 })();

@@ -31,9 +31,8 @@ window.cnnDemo = (() => {
     history.replaceState(null, "", query ? `?${query}` : location.pathname);
   }
 
-  // Returns an element; attributes that start with "on" are listeners.
-  function make(tag, attributes = {}, ...children) {
-    const node = document.createElement(tag);
+  // Gives a new element its attributes, of which those that start with "on" are listeners, and its children.
+  function fill(node, attributes, children) {
     for (const [name, value] of Object.entries(attributes)) {
       if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
       else if (value === true) node.setAttribute(name, "");
@@ -41,6 +40,28 @@ window.cnnDemo = (() => {
     }
     node.append(...children.filter((child) => child != null));
     return node;
+  }
+
+  const make = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
+  const shape = (tag, attributes = {}, ...children) => // of a drawing
+    fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+  const row = (attributes, head, cells) =>
+    make("tr", attributes, make("th", { scope: "row" }, head), ...cells.map((cell) => make("td", {}, cell)));
+
+  // heads: of the columns, each a text or nodes, "" for none; rows: as `row` returns them.
+  function table(attributes, heads, rows) {
+    const top = heads.map((head) => (head ? make("th", { scope: "col" }, ...[head].flat()) : make("td")));
+    return make("table", attributes, make("thead", {}, make("tr", {}, ...top)), make("tbody", {}, ...rows));
+  }
+
+  // choices: value -> text. change(value) hears what is chosen.
+  function radios(legend, name, choices, chosen, change) {
+    const labels = Object.entries(choices).map(([value, text]) => {
+      const input = { type: "radio", name, checked: value === chosen, onchange: () => change(value) };
+      return make("label", {}, make("input", input), text);
+    });
+    return make("fieldset", {}, make("legend", {}, legend), ...labels);
   }
 
   function button(text, action, kind = "") {
@@ -88,12 +109,12 @@ window.cnnDemo = (() => {
   }
 
   const count = (number) => number.toLocaleString("en");
+  const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
   function clock(seconds) {
     const whole = Math.round(seconds);
-    const hours = Math.floor(whole / 3600);
-    const rest = [Math.floor(whole / 60) % 60, whole % 60].map((n, i) => (i || hours ? String(n).padStart(2, "0") : n));
-    return [...(hours ? [hours] : []), ...rest].join(":");
+    const parts = [whole / 3600, (whole / 60) % 60, whole % 60].map((n) => String(Math.floor(n)).padStart(2, "0"));
+    return parts.join(":").replace(/^(00:)?0?/, "");
   }
 
   // The command line and the link of the form, or what is wrong in the form: beside its control where that is in view.
@@ -133,6 +154,6 @@ window.cnnDemo = (() => {
     }
   }
 
-  const shared = { store, owner, memory, remember, make, button, copyButton, setText, rebuild, percent, count, clock };
-  return { ...shared, showCommand, showExamples };
+  const elements = { make, shape, row, table, radios, button, copyButton, setText, rebuild };
+  return { store, owner, memory, remember, ...elements, percent, count, sum, clock, showCommand, showExamples };
 })();

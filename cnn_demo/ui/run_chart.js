@@ -16,78 +16,41 @@ cnnDemo.lastStep = (record, replayed) =>
 
 // Returns the nine curves of a run. upTo: the last step that is drawn; label: "2: " where several runs are drawn.
 cnnDemo.curves = (record, { upTo, label, colour, edge, smoothing }) => {
-  const { count } = cnnDemo;
+  const { count, smooth } = cnnDemo;
   const until = (rows) => rows.filter(({ step }) => step <= upTo);
   const points = until(record.points);
+  const extremes = (point) => [point.loss_high, point.loss_low].map((loss) => ({ step: point.step, loss }));
   const answered = points.filter(({ accuracy }) => accuracy != null); // older runs did not measure it
   const part = Math.min(...record.validations.map(({ pictures }) => pictures)); // on how many images during an epoch
   const checks = until(record.validations).filter(({ pictures }) => pictures === part);
   const all = record.started?.validation_pictures || 0;
   const epochs = until(record.epochs).filter((epoch) => epoch.validation_loss != null);
   const best = epochs.filter((epoch) => epoch.best).slice(-1);
-  const steps = points.map((point) => point.step);
-  const at = epochs.map((epoch) => epoch.step);
-  const group = { type: "scatter", legendgroup: label || undefined };
-  const line = (name, more) => ({ ...group, mode: "lines", name: label + name, ...more });
-  const correct = (name, rows, more) => line(name, {
-    x: rows.map(({ step }) => step), y: rows.map(({ accuracy }) => accuracy), yaxis: "y2", showlegend: rows.length > 0,
-    hovertemplate: "%{y:.1%}", ...more,
+  const valuesOf = (rows, field) => rows.map((row) => row[field]);
+  const curve = (name, rows, field, line, more) => ({
+    type: "scatter", mode: "lines", name: label + name, legendgroup: label || undefined,
+    x: valuesOf(rows, "step"), y: valuesOf(rows, field), line: { color: colour, ...line }, ...more,
   });
-  const marks = (name, more) => ({ ...group, mode: "lines+markers", name: label + name, x: at, ...more });
+  const smoothed = (rows, field) => ({ y: smooth(valuesOf(rows, field), smoothing) });
+  const faint = { opacity: 0.35, hoverinfo: "skip" };
+  const nats = { hovertemplate: "%{y:.3f}" };
+  const share = { hovertemplate: "%{y:.1%}", yaxis: "y2" };
+  const dotted = { width: 1.5, dash: "dot" };
+  const marked = { mode: "lines+markers", marker: { size: 6, symbol: "diamond" } };
+  const star = { color: colour, size: 15, symbol: "star", line: { width: 1, color: edge } };
   return [
-    line("loss, raw", {
-      x: points.flatMap((point) => [point.step, point.step]),
-      y: points.flatMap((point) => [point.loss_high, point.loss_low]),
-      line: { color: colour, width: 1 },
-      opacity: 0.35,
-      hoverinfo: "skip",
+    curve("loss, raw", points.flatMap(extremes), "loss", { width: 1 }, faint),
+    curve("loss, smoothed", points, "loss", { width: 2 }, { ...nats, ...smoothed(points, "loss") }),
+    curve("validation loss", epochs, "validation_loss", dotted, { ...nats, ...marked }),
+    curve("accuracy, raw", answered, "accuracy", { width: 1 }, { ...share, ...faint }),
+    curve("accuracy, smoothed", answered, "accuracy", { width: 2 }, { ...share, ...smoothed(answered, "accuracy") }),
+    curve(`validation accuracy,<br>${part < all ? `${count(part)} of ` : ""}${count(all)} images`, checks, "accuracy",
+      dotted, share),
+    curve("validation accuracy", epochs, "validation_accuracy", dotted, { ...share, ...marked }),
+    curve("best checkpoint", best, "validation_accuracy", {}, {
+      ...share, mode: "markers", marker: star, hovertemplate: "best: %{y:.1%}",
     }),
-    line("loss, smoothed", {
-      x: steps,
-      y: cnnDemo.smooth(points.map((point) => point.loss), smoothing),
-      line: { color: colour, width: 2 },
-      hovertemplate: "%{y:.3f}",
-    }),
-    marks("validation loss", {
-      y: epochs.map((epoch) => epoch.validation_loss),
-      line: { color: colour, width: 1.5, dash: "dot" },
-      marker: { size: 6, symbol: "diamond" },
-      hovertemplate: "%{y:.3f}",
-    }),
-    correct("accuracy, raw", answered, {
-      line: { color: colour, width: 1 },
-      opacity: 0.35,
-      hoverinfo: "skip",
-    }),
-    correct("accuracy, smoothed", answered, {
-      y: cnnDemo.smooth(answered.map(({ accuracy }) => accuracy), smoothing),
-      line: { color: colour, width: 2 },
-    }),
-    correct(`validation accuracy,<br>${part < all ? `${count(part)} of ` : ""}${count(all)} images`, checks, {
-      line: { color: colour, width: 1.5, dash: "dot" },
-    }),
-    marks("validation accuracy", {
-      y: epochs.map((epoch) => epoch.validation_accuracy),
-      yaxis: "y2",
-      line: { color: colour, width: 1.5, dash: "dot" },
-      marker: { size: 6, symbol: "diamond" },
-      hovertemplate: "%{y:.1%}",
-    }),
-    marks("best checkpoint", {
-      mode: "markers",
-      x: best.map((epoch) => epoch.step),
-      y: best.map((epoch) => epoch.validation_accuracy),
-      yaxis: "y2",
-      marker: { color: colour, size: 15, symbol: "star", line: { width: 1, color: edge } },
-      hovertemplate: "best: %{y:.1%}",
-    }),
-    line("learning rate", {
-      x: steps,
-      y: points.map((point) => point.learning_rate),
-      yaxis: "y3",
-      line: { color: colour, width: 1.5 },
-      hovertemplate: "%{y:.3g}",
-    }),
+    curve("learning rate", points, "learning_rate", { width: 1.5 }, { yaxis: "y3", hovertemplate: "%{y:.3g}" }),
   ];
 };
 

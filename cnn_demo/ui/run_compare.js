@@ -31,25 +31,20 @@ cnnDemo.runList = (rows, { others, choose, show }) => {
 // runs: [[id, record]], two or more; fields: name -> label and choices (value -> label) of a setting, as in the form.
 // Shows what differs, and the results.
 cnnDemo.comparisonTable = (runs, fields) => {
-  const { make } = cnnDemo;
+  const { make, row, table } = cnnDemo;
   const records = runs.map(([, record]) => record);
-  const row = (title, cells) =>
-    make("tr", {}, make("th", { scope: "row" }, title), ...cells.map((cell) => make("td", {}, cell)));
-  const heads = records.map((record, index) =>
-    make("th", { scope: "col" }, make("span", { class: `dot run-${index + 1}` }), record.title));
+  const heads = records.map(({ title }, index) => [make("span", { class: `dot run-${index + 1}` }), title]);
   const value = (record, name) => {
     const chosen = record.config[name] ?? "";
     return String(fields[name]?.choices[chosen] ?? chosen);
   };
   const differs = (name) => new Set(records.map((record) => value(record, name))).size > 1;
   const settings = Object.keys(records[0].config).filter(differs).map((name) =>
-    row(fields[name]?.label || name, records.map((record) => value(record, name))));
-  if (!settings.length) settings.push(row("settings", records.map(() => "the same")));
+    row({}, fields[name]?.label || name, records.map((record) => value(record, name))));
+  if (!settings.length) settings.push(row({}, "settings", records.map(() => "the same")));
   const found = records.map(cnnDemo.results);
-  const results = Object.entries(cnnDemo.RESULTS).map(([key, title]) => row(title, found.map((one) => one[key])));
-  return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "comparison of runs" },
-    make("table", {},
-      make("caption", {}, "Different settings, and the results"),
-      make("thead", {}, make("tr", {}, make("td"), ...heads)),
-      make("tbody", {}, ...settings, ...results)));
+  const results = Object.keys(found[0]).map((title) => row({}, title, found.map((one) => one[title])));
+  const shown = table({}, ["", ...heads], [...settings, ...results]);
+  shown.createCaption().textContent = "Different settings, and the results";
+  return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "comparison of runs" }, shown);
 };

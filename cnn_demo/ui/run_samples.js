@@ -1,12 +1,9 @@
 // The held-out images of one to four runs, one of each class: the network's answers, and how its scores have changed.
 cnnDemo.runSamples = (box) => {
-  const { make, setText, rebuild, percent, count } = cnnDemo;
+  const { make, shape, setText, rebuild, percent, count } = cnnDemo;
 
   function figure(png, name) {
-    const sparkline = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    sparkline.setAttribute("viewBox", "0 0 100 100");
-    sparkline.setAttribute("preserveAspectRatio", "none");
-    sparkline.append(document.createElementNS("http://www.w3.org/2000/svg", "polyline"));
+    const sparkline = shape("svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none" }, shape("polyline"));
     const texts = ["mark", "said", "score"].map((kind) => make("span", { class: kind }));
     const caption = make("figcaption", { "aria-hidden": "true" }, make("span", {}, name), ...texts, sparkline);
     return make("figure", {}, make("img", { src: `data:image/png;base64,${png}` }), caption); // alt: the same in words

@@ -30,27 +30,21 @@ cnnDemo.mergeAnswer = (record, answer) => {
 };
 
 // Two neighbours become one, with their means, weighted by steps, and both extremes.
-cnnDemo.halvePoints = (points) => {
-  const merged = [];
-  for (let i = 0; i < points.length; i += 2) {
-    const [first, second] = [points[i], points[i + 1]];
-    if (!second) {
-      merged.push(first);
-      continue;
-    }
-    const before = i ? points[i - 1].step : 0;
-    const weight = (first.step - before) / (second.step - before);
-    const mean = (name) => first[name] * weight + second[name] * (1 - weight);
-    merged.push({
-      ...second,
-      loss: mean("loss"),
-      accuracy: first.accuracy == null ? second.accuracy : mean("accuracy"),
-      loss_low: Math.min(first.loss_low, second.loss_low),
-      loss_high: Math.max(first.loss_high, second.loss_high),
-    });
-  }
-  return merged;
-};
+cnnDemo.halvePoints = (points) => points.flatMap((first, i) => {
+  const second = points[i + 1];
+  if (i % 2) return [];
+  if (!second) return first;
+  const before = i ? points[i - 1].step : 0;
+  const weight = (first.step - before) / (second.step - before);
+  const mean = (name) => first[name] * weight + second[name] * (1 - weight);
+  return {
+    ...second,
+    loss: mean("loss"),
+    accuracy: first.accuracy == null ? second.accuracy : mean("accuracy"),
+    loss_low: Math.min(first.loss_low, second.loss_low),
+    loss_high: Math.max(first.loss_high, second.loss_high),
+  };
+});
 
 cnnDemo.bestEpoch = (record) => record.epochs.filter((epoch) => epoch.best).at(-1);
 

@@ -1,15 +1,6 @@
 // What the view of a run says in words: head, buttons, result, summary, log. Each function returns nodes or text.
 
-// What a result is called, in the card and in the comparison.
-cnnDemo.RESULTS = {
-  state: "state",
-  test: "test accuracy",
-  validation: "validation accuracy",
-  steps: "steps",
-  time: "time",
-  speed: "images/s",
-};
-
+// What the card and the comparison say of a run, by its title; "" where it is not known.
 cnnDemo.results = (record) => {
   const { percent, count, clock } = cnnDemo;
   const { end, started, state } = record;
@@ -17,12 +8,12 @@ cnnDemo.results = (record) => {
   const device = started ? ` (${started.device})` : "";
   return {
     state,
-    test: end?.test_accuracy == null ? "" : `${percent(end.test_accuracy)} of ${count(end.test_pictures)}`,
-    validation:
+    "test accuracy": end?.test_accuracy == null ? "" : `${percent(end.test_accuracy)} of ${count(end.test_pictures)}`,
+    "validation accuracy":
       best?.validation_accuracy == null ? "" : `${percent(best.validation_accuracy)}, epoch ${best.epoch}`,
     steps: count(end?.step ?? record.points.at(-1)?.step ?? 0),
     time: end ? clock(end.seconds) : "",
-    speed: end?.images_per_second ? count(Math.round(end.images_per_second)) + device : "",
+    "images/s": end?.images_per_second ? count(Math.round(end.images_per_second)) + device : "",
   };
 };
 
@@ -91,19 +82,16 @@ cnnDemo.cardNodes = (run, record) => {
   const { make, percent, count } = cnnDemo;
   const { end } = record;
   if (!end || !cnnDemo.hasEnded(record)) return [];
-  const found = cnnDemo.results(record);
   const said = record.source.repo ? `, reported by ${record.source.repo}` : "";
   const big = end.test_accuracy != null && make("div", { class: "big" },
     make("strong", {}, percent(end.test_accuracy)),
     make("span", {}, `test accuracy (${count(end.test_pictures)} images)${said}`));
-  const facts = Object.entries(cnnDemo.RESULTS).filter(([key]) => found[key] && !["state", "test"].includes(key));
-  const rows = facts.map(([key, title]) => [make("dt", {}, title), make("dd", {}, found[key])]);
-  if (record.saved) {
-    const file = make("code", {}, `checkpoints/${run}/model.safetensors`);
-    rows.push([make("dt", {}, "checkpoint"), make("dd", {}, file)]);
-  }
+  const checkpoint = record.saved && make("code", {}, `checkpoints/${run}/model.safetensors`);
+  const facts = { ...cnnDemo.results(record), checkpoint, state: "", "test accuracy": "" }; // these two stand elsewhere
+  const known = Object.entries(facts).filter(([, fact]) => fact);
+  const rows = known.flatMap(([title, fact]) => [make("dt", {}, title), make("dd", {}, fact)]);
   const next = cnnDemo.nextStep(record);
-  return [big, make("dl", {}, ...rows.flat()), next && make("p", {}, next)];
+  return [big, make("dl", {}, ...rows), next && make("p", {}, next)];
 };
 
 // One sentence on the losses, which screen readers hear when it changes.
@@ -118,9 +106,8 @@ cnnDemo.summaryText = (record) => {
 
 // The training log in the words of the course project.
 cnnDemo.logText = (record) => {
-  const { end } = record;
-  const tested = end?.test_accuracy != null;
-  const accuracy = () => `${(100 * end.test_accuracy).toFixed(2)} %`;
-  const last = tested ? [`Accuracy of the network on the ${end.test_pictures} test images: ${accuracy()}`] : [];
-  return [...record.log, ...last].join("\n");
+  const { end, log } = record;
+  if (end?.test_accuracy == null) return log.join("\n");
+  const accuracy = `${(100 * end.test_accuracy).toFixed(2)} %`;
+  return [...log, `Accuracy of the network on the ${end.test_pictures} test images: ${accuracy}`].join("\n");
 };

@@ -66,10 +66,11 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     rebuild(part.card, [run, record.state, record.end?.seq, record.saved].join(), () => cnnDemo.cardNodes(run, record));
     setText(part.summary, cnnDemo.summaryText(record));
     drawLog(run, record);
-    drawTable();
     drawEvaluation(run, record);
-    drawChart();
-    drawSamples(chosenRuns(), cnnDemo.lastStep(record, replayed));
+    const runs = [run, ...state.others].map((id) => [id, state.records.get(id)]).filter(([, other]) => other?.config);
+    drawTable(runs);
+    charts.draw(runs, replayed, part.summary.textContent);
+    drawSamples(runs, cnnDemo.lastStep(record, replayed));
   }
 
   function drawEmpty() {
@@ -144,15 +145,10 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
     const isFilled = content?.childNodes.length && !content.querySelector(".wrong");
     if (!part.evaluation.open || !content || isFilled) return;
     const run = state.shown;
-    const answer = await state.evaluation(run);
-    const nodes = answer.error ? [make("p", { class: "wrong" }, answer.error)] : cnnDemo.evaluation(run, answer.found);
-    content.replaceChildren(...nodes);
+    content.replaceChildren(...cnnDemo.evaluation(run, await state.evaluation(run)));
   });
 
-  // --- comparison and charts ---
-
-  const chosenRuns = () =>
-    [state.shown, ...state.others].map((id) => [id, state.records.get(id)]).filter(([, record]) => record?.config);
+  // --- comparison ---
 
   async function listRuns() {
     const { runs = [] } = await state.list();
@@ -166,13 +162,10 @@ cnnDemo.showRun = (root, props, server, trigger, watch) => {
 
   part.compare.addEventListener("toggle", () => part.compare.open && listRuns());
 
-  function drawTable() {
-    const runs = chosenRuns();
+  function drawTable(runs) {
     const key = runs.map(([id, record]) => [id, record.state, record.title, record.epochs.length].join()).join(";");
     rebuild(part.table, key, () => (runs.length > 1 ? [cnnDemo.comparisonTable(runs, props.fields)] : []));
   }
-
-  const drawChart = () => charts.draw(chosenRuns(), replayed, part.summary.textContent);
 
   // --- actions ---
 

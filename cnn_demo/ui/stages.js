@@ -33,31 +33,26 @@ cnnDemo.showStages = (root, props, server, watch) => {
     const drawn = networks.map((network) => cnnDemo.stageDrawing(network, scale, open, toggle, tour));
     drawings.replaceChildren(...(error ? [make("p", { class: "wrong", role: "alert" }, error)] : []), ...drawn);
     numbers.replaceChildren(...networks.map((network) => cnnDemo.stageTable(network, open, toggle)));
-    tour.paintAll();
-    tour.ask();
+    tour.update();
   }
 
   watch("value", draw);
-  document.addEventListener("visibilitychange", tour.ask);
-  new ResizeObserver(() => {
-    tour.paintAll();
-    tour.ask(); // the tab may have been opened
-  }).observe(box);
+  document.addEventListener("visibilitychange", tour.update);
+  new ResizeObserver(tour.update).observe(box); // also when the tab is opened
   draw();
 };
 
-// Adds up the stages: each one's values, and the totals of the network.
-cnnDemo.stageTotals = ({ stages, parameters, macs }) => {
-  const values = stages.map((stage) => stage.output.reduce((product, n) => product * n, 1));
-  return { values, all: values.reduce((sum, n) => sum + n, 0), parameters, macs };
+// What divides among the stages of a network.
+cnnDemo.PARTS = {
+  "output values": ({ output }) => output.reduce((product, n) => product * n, 1),
+  parameters: (stage) => stage.parameters,
+  MACs: (stage) => stage.macs,
 };
 
-// A network as rows of slabs, and how values, parameters and MACs divide among its stages.
+// A network as rows of slabs, and how its PARTS divide among them.
 cnnDemo.stageDrawing = (network, scale, open, toggle, tour) => {
   const { make, count } = cnnDemo;
-  const { stages } = network;
-  const totals = cnnDemo.stageTotals(network);
-  const sizes = `${count(totals.parameters)} parameters · ${count(totals.macs)} MACs (FLOPs = 2 × MACs)`;
+  const sizes = `${count(network.parameters)} parameters · ${count(network.macs)} MACs (FLOPs = 2 × MACs)`;
 
   function cells(name, output, description) {
     const height = Math.max(2, (64 * output[1]) / scale.input);
@@ -87,20 +82,19 @@ cnnDemo.stageDrawing = (network, scale, open, toggle, tour) => {
     make("p", { class: "quiet", role: "status" }, tour.note(network)),
     make("p", { class: "quiet" }, network.about),
     make("p", { class: "quiet" }, `${sizes} per image of ${scale.input}×${scale.input}`),
-    make("ol", { class: "stage-rows" }, make("li", {}, input), ...stages.map(row)),
+    make("ol", { class: "stage-rows" }, make("li", {}, input), ...network.stages.map(row)),
     make("p", { class: "quiet" }, "Height: pixels, to scale. Length: √channels."),
-    cnnDemo.shareBar("output values", stages, totals.values, totals.all),
-    cnnDemo.shareBar("parameters", stages, stages.map((stage) => stage.parameters), totals.parameters),
-    cnnDemo.shareBar("MACs", stages, stages.map((stage) => stage.macs), totals.macs));
+    ...Object.entries(cnnDemo.PARTS).map(([title, part]) => cnnDemo.shareBar(title, network.stages, part)));
 };
 
 // A bar of all stages, each as long as its part of the whole.
-cnnDemo.shareBar = (title, stages, parts, whole) => {
-  const { make, count } = cnnDemo;
-  const texts = stages.map((stage, i) => `${stage.name} ${cnnDemo.shareText(parts[i], whole)}`);
-  const pieces = stages.map((stage, i) => {
-    const percent = (100 * parts[i]) / whole;
-    const hint = `${stage.name}: ${count(parts[i])} (${cnnDemo.shareText(parts[i], whole)})`;
+cnnDemo.shareBar = (title, stages, part) => {
+  const { make, count, sum } = cnnDemo;
+  const whole = sum(stages.map(part));
+  const texts = stages.map((stage) => `${stage.name} ${cnnDemo.shareText(part(stage), whole)}`);
+  const pieces = stages.map((stage) => {
+    const percent = (100 * part(stage)) / whole;
+    const hint = `${stage.name}: ${count(part(stage))} (${cnnDemo.shareText(part(stage), whole)})`;
     const text = percent >= 6 ? `${Math.round(percent)} %` : "";
     return make("span", { class: stage.name, style: `width:${percent}%`, title: hint }, text);
   });
@@ -110,47 +104,42 @@ cnnDemo.shareBar = (title, stages, parts, whole) => {
 };
 
 cnnDemo.stageTable = (network, open, toggle) => {
-  const { make, count } = cnnDemo;
-  const { stages } = network;
-  const totals = cnnDemo.stageTotals(network);
+  const { make, row, table, count, sum } = cnnDemo;
+  const { stages, parameters, macs } = network;
+  const values = cnnDemo.PARTS["output values"];
   const columns = {
     layers: (stage) => stage.layers,
     "output H×W×C": (stage) => cnnDemo.shapeText(stage.output),
-    values: (stage) => count(stage.output.reduce((product, n) => product * n, 1)),
+    values: (stage) => count(values(stage)),
     parameters: (stage) => count(stage.parameters),
-    "% of parameters": (stage) => cnnDemo.shareText(stage.parameters, totals.parameters),
+    "% of parameters": (stage) => cnnDemo.shareText(stage.parameters, parameters),
     MACs: (stage) => count(stage.macs),
-    "% of MACs": (stage) => cnnDemo.shareText(stage.macs, totals.macs),
+    "% of MACs": (stage) => cnnDemo.shareText(stage.macs, macs),
     "receptive field, px": (stage) => count(stage.receptive_field),
     stride: (stage) => stage.stride,
     "output, KiB": (stage) => count(Number((stage.activation_bytes / 1024).toPrecision(3))),
   };
   const sums = {
-    layers: stages.reduce((sum, stage) => sum + stage.layers, 0),
-    values: count(totals.all),
-    parameters: count(totals.parameters),
-    MACs: count(totals.macs),
+    layers: sum(stages.map((stage) => stage.layers)),
+    values: count(sum(stages.map(values))),
+    parameters: count(parameters),
+    MACs: count(macs),
   };
 
-  function row(stage) {
+  function stageRow(stage) {
     const opened = open === stage.name;
     const attributes = {
       type: "button", "aria-expanded": String(opened), "data-stage": `${network.name} cell ${stage.name}`,
     };
     const button = make("button", attributes, make("span", { class: `dot ${stage.name}` }), stage.name);
-    const cells = Object.values(columns).map((text) => make("td", {}, String(text(stage))));
-    return make("tr", { class: opened ? "open" : "", onclick: () => toggle(stage.name) },
-      make("th", { scope: "row" }, button), ...cells);
+    const cells = Object.values(columns).map((text) => text(stage));
+    return row({ class: opened ? "open" : "", onclick: () => toggle(stage.name) }, button, cells);
   }
 
-  const heads = ["stage", ...Object.keys(columns)].map((head) => make("th", { scope: "col" }, head));
-  const total = Object.keys(columns).map((column) => make("td", {}, String(sums[column] ?? "")));
+  const total = row({ class: "total" }, "total", Object.keys(columns).map((column) => sums[column] ?? ""));
   const label = `table of the stages of ${network.title}`;
   return make("section", { class: "network" },
     make("h2", {}, `${network.title} in numbers`),
     make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
-      make("table", {},
-        make("thead", {}, make("tr", {}, ...heads)),
-        make("tbody", {}, ...stages.map(row),
-          make("tr", { class: "total" }, make("th", { scope: "row" }, "total"), ...total)))));
+      table({}, ["stage", ...Object.keys(columns)], [...stages.map(stageRow), total])));
 };

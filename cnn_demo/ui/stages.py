@@ -62,12 +62,15 @@ def build(service: Service, page: gr.Blocks, tabs: gr.Tabs, classifier: Classifi
         replaced = {layer.partition(".")[0] for layer in known if layer in layers}
         names = [layer for layer in known if layer in layers or ("." not in layer and layer not in replaced)]
         found = explain.maps(network, checkpoint, pixels, names)
-        chosen = [explain.shown(each) for each in found]
+        chosen = {layer: explain.shown(values) for layer, values in found.items()}
         about = f"Weights of step {checkpoint.step:,}" + (", renewed while it trains." if training else ".")
         if weights == "before":
             found = explain.maps(classifier.untrained(name, owner), checkpoint, pixels, names)
             about = "Random weights, before its training."
-        rows = [to_dict(each, channels) for each, channels in zip(found, chosen, strict=True)]
+        rows = []
+        for layer, values in found.items():
+            png = base64.b64encode(explain.sprite(values, chosen[layer])).decode()
+            rows.append(explain.describe(layer, values) | {"channels": chosen[layer], "png": png})
         return {"about": about, "step": checkpoint.step, "training": training, "layers": known, "maps": rows}
 
     view = gr.HTML(
@@ -93,11 +96,3 @@ def sizes(service: Service, name: str, input_size: int, owner: str) -> dict[str,
     about = {"name": name, "title": NETWORKS[model].title, "about": NETWORKS[model].about}
     about["checkpoint"] = run.title if run and run.has(WEIGHTS) else ""
     return about | {"fields": stages.fields(model)} | stages.to_dict(model, input_size, explained=True)
-
-
-def to_dict(found: explain.Maps, channels: list[int]) -> dict[str, Any]:
-    """Return a layer's maps and their statistics, JSON-ready."""
-    png = base64.b64encode(explain.sprite(found, channels)).decode()
-    shape, statistics = list(found.values.shape), ("name", "mean", "largest", "zeros", "dead")
-    about = {name: getattr(found, name) for name in statistics}
-    return about | {"shape": shape, "channels": channels, "png": png}

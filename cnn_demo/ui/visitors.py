@@ -30,10 +30,8 @@ def source_of(request: gr.Request | None, profile: gr.OAuthProfile | None, is_sp
     found = [request.client.host if request.client else "", *forwarded.split(",")]
     addresses = []
     for text in found:
-        try:
+        with contextlib.suppress(ValueError):
             addresses.append(ipaddress.ip_address(text.strip()))
-        except ValueError:
-            continue
     # The last public one: the Space's proxy appends to what the visitor sends, and may have private ones behind it.
     address = next((one for one in reversed(addresses) if one.is_global), addresses[0] if addresses else "")
     return str(ipaddress.ip_network(f"{address}/64", strict=False) if ":" in str(address) else address)

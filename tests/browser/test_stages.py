@@ -65,16 +65,18 @@ def test_maps_of_a_picture_place_by_place(visit: Visit, app: App) -> None:
     page = look_at(visit, "frog")
     pixels = photo.to_input(photo.read_picture(EXAMPLES["frog"]))
     checkpoint = read_checkpoint(app.root / "resnet50" / "model.safetensors", "resnet50")
-    (stem,) = explain.maps(checkpoint.network(), checkpoint, pixels, ["stem"])
-    expect(page.locator(".maps p").first).to_contain_text(f"stem, 8×8: 64 of 64 shown, strongest first; {stem.dead} ")
+    stem = explain.maps(checkpoint.network(), checkpoint, pixels, ["stem"])["stem"]
+    about = explain.describe("stem", stem)
+    text = f"stem, 8×8: 64 of 64 shown, strongest first; {about['dead']} "
+    expect(page.locator(".maps p").first).to_contain_text(text)
     canvas, status = page.get_by_role("application", name=re.compile("^stem, ")), page.locator(".lens [role=status]")
     plain = lens(page)
     canvas.hover(position={"x": 34 + 22, "y": 10})  # the second map: row 3, column 6 of 8
     channel = explain.shown(stem)[1]
-    value = float(f"{stem.values[channel, 2, 5]:.2g}")
+    value = float(f"{stem[channel, 2, 5]:.2g}")
     expect(status).to_contain_text(f"stem, channel {channel}, row 3, column 6 of 8×8: ")
     shown = float(re.search(r"8×8: (.+)\. It sees", status.inner_text())[1])
-    assert abs(shown - value) <= stem.largest / 100
+    assert abs(shown - value) <= about["largest"] / 100
     rows, columns = np.nonzero((lens(page) != plain).any(2))
     outline = [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
     first, stride, size = fields("resnet50")["stem"]

@@ -115,15 +115,19 @@ def test_maps_and_grad_cam_equal_an_independent_pass(model: str, networks: dict[
     names = explain.layers(network)
     assert set(names) == set(expected) - {"logits"} == set(stages.fields(model))
     assert [name for name in names if "." not in name] == [size.name for size in stages.measure(model)[:-1]]
-    for found in explain.maps(network, checkpoint, pixels, names):
-        values = expected[found.name][0].detach()
-        torch.testing.assert_close(found.values.double(), values, rtol=1e-5, atol=1e-5)
-        assert found.values.is_contiguous() and found.mean == pytest.approx(float(values.mean()), rel=1e-4)
-        zero = values == 0
-        assert found.largest == pytest.approx(float(values.max()), rel=1e-4) and 0 <= found.zeros < 1
-        assert found.zeros == pytest.approx(float(zero.double().mean()), abs=1e-3)
-        assert found.dead == sum(bool(channel.all()) for channel in zero)
-    assert explain.cam_layers(network)[-1] == CAM_STAGES[model]
+    maps = explain.maps(network, checkpoint, pixels, names)
+    assert list(maps) == names
+    for name, found in maps.items():
+        values = expected[name][0].detach()
+        torch.testing.assert_close(found.double(), values, rtol=1e-5, atol=1e-5)
+        about, zero = explain.describe(name, found), values == 0
+        assert found.is_contiguous() and about["mean"] == pytest.approx(float(values.mean()), rel=1e-4)
+        assert about["largest"] == pytest.approx(float(values.max()), rel=1e-4) and 0 <= about["zeros"] < 1
+        assert about["zeros"] == pytest.approx(float(zero.double().mean()), abs=1e-3)
+        assert about["dead"] == sum(bool(channel.all()) for channel in zero)
+        assert (about["name"], about["size"]) == (name, list(values.shape))
+    assert explain.cam_layers(model) == [name for name in names if expected[name].shape[-1] >= 4]
+    assert explain.cam_layers(model)[-1] == CAM_STAGES[model]
     for name in {CAM_STAGES[model], "stage1"}:
         largest = 0.0
         for number, label in enumerate(CLASSES):  # up to one for which something speaks
@@ -243,16 +247,15 @@ def test_bad_input_is_a_sentence_and_leaves_the_network_as_it_was(
 def test_a_sprite_shows_the_strongest_channels_at_true_scale(pixels: Tensor) -> None:
     values = torch.rand(20, 4, 5, generator=torch.Generator().manual_seed(4)) * torch.arange(20).view(-1, 1, 1)
     values[7, 1, 2] = 100
-    found = explain.Maps(name="stage3", values=values, mean=0, largest=100, zeros=0, dead=1)
-    channels = explain.shown(found)
+    channels = explain.shown(values)
     assert channels == sorted(range(20), key=lambda i: -float(values[i].mean())) and channels[-1] == 0
-    picture = Image.open(io.BytesIO(explain.sprite(found, channels)))
+    picture = Image.open(io.BytesIO(explain.sprite(values, channels)))
     assert (picture.format, picture.mode, picture.size) == ("PNG", "L", (8 * 5, 3 * 4))
     for place, channel in enumerate(channels):
         left, top = place % 8 * 5, place // 8 * 4
         tile = torch.tensor(list(picture.crop((left, top, left + 5, top + 4)).tobytes())).view(4, 5)
         assert torch.equal(tile, (values[channel] * 2.55).round().long())
-    flat = explain.Maps(name="x", values=torch.zeros(70, 1, 1), mean=0, largest=0, zeros=1, dead=70)
+    flat = torch.zeros(70, 1, 1)
     assert len(explain.shown(flat)) == 64
     assert Image.open(io.BytesIO(explain.sprite(flat, explain.shown(flat)))).getextrema() == (0, 0)
 
