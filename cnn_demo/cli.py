@@ -63,9 +63,10 @@ def build_parser() -> Parser:
     """Return the parser of all commands; the flags of `train` are the fields of RunConfig."""
     parser = Parser(prog="python -m cnn_demo", description="Train VGG16 or ResNet50 on CIFAR-10 and classify pictures.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    as_json, data, run, repo, weights = (Parser(add_help=False) for _ in range(5))  # what several commands take
+    as_json, data, run, repo, weights, place = (Parser(add_help=False) for _ in range(6))  # what several commands take
     as_json.add_argument("--json", action="store_true", help="make the last line of stdout one JSON value")
     data.add_argument("--data", metavar="FOLDER", type=Path, help="a folder that holds CIFAR-10")
+    place.add_argument("--device", metavar="cpu|cuda|cuda:1|mps", help="where to train (default: a GPU, else the CPU)")
     run.add_argument("run", metavar="RUN")
     repo.add_argument("name", metavar="OWNER/NAME")
     text = "name, run id, folder, file or hf:owner/name[@revision] (default: the first there is)"
@@ -77,7 +78,7 @@ def build_parser() -> Parser:
         sub.set_defaults(command=function)
         return sub
 
-    sub = command("train", train, as_json, data)
+    sub = command("train", train, as_json, data, place)
     sub.add_argument("model", metavar="MODEL", help=" | ".join(NETWORKS))
     sub.add_argument("--on", metavar="jobs", choices=["jobs"], help="run it as a Hugging Face Job, on your credit")
     sub.add_argument("--flavor", metavar="NAME", help="the job's machine (default t4-small)", default="t4-small")
@@ -88,7 +89,7 @@ def build_parser() -> Parser:
         metavar = "|".join(field.metadata["choices"]) or {int: "N", float: "X", str: "NAME"}[kind_of(field)]
         default = "" if field.default is None else f" (default {field.default})"
         sub.add_argument(flag(field.name), metavar=metavar, help=field.metadata["help"] + default)
-    command("continue", continue_run, run, as_json, data)
+    command("continue", continue_run, run, as_json, data, place)
     sub = command("classify", classify, as_json, weights)
     sub.add_argument("pictures", metavar="IMAGE|FOLDER", type=Path, nargs="+")
     sub = command("explain", explain, weights)
@@ -115,13 +116,22 @@ def train(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """Train a network. Ctrl-C stops and saves, a second one exits at once."""
     names = {field.name for field in dataclasses.fields(RunConfig)[1:]}
     changes = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
-    config = override(preset(arguments.preset or "quick", arguments.model), changes)
+    config = override(preset(arguments.preset or "quick", arguments.model, on_gpu=chooses_gpu(arguments)), changes)
     if arguments.on:
         return start_job(arguments, config, where)
     if config.start_from:
         config = dataclasses.replace(config, start_from=local_name(config.start_from, where))
     data = load_data(config.dataset, arguments, where, "dataset" in changes or config.start_from is not None)
-    return follow(None, dataclasses.replace(config, dataset=data.name), data, where, arguments.json)
+    return follow(None, dataclasses.replace(config, dataset=data.name), data, where, arguments)
+
+
+def chooses_gpu(arguments: argparse.Namespace) -> bool:
+    """Tell whether a preset, if one is named, is chosen for a GPU; without one a command is the same everywhere."""
+    if not arguments.preset or arguments.on:
+        return bool(arguments.preset) and not arguments.flavor.startswith("cpu")
+    from .training.device import pick_device
+
+    return pick_device(arguments.device).type == "cuda"
 
 
 def start_job(arguments: argparse.Namespace, config: RunConfig, where: settings.Settings) -> int:
@@ -147,7 +157,7 @@ def start_job(arguments: argparse.Namespace, config: RunConfig, where: settings.
 def continue_run(arguments: argparse.Namespace, where: settings.Settings) -> int:
     """Continue a stopped, failed or interrupted run from its last checkpoint."""
     config = arguments.run.config
-    return follow(arguments.run, config, load_data(config.dataset, arguments, where), where, arguments.json)
+    return follow(arguments.run, config, load_data(config.dataset, arguments, where), where, arguments)
 
 
 def local_name(name: str, where: settings.Settings) -> str:
@@ -180,7 +190,9 @@ def load_data(name: str, arguments: argparse.Namespace, where: settings.Settings
     return found
 
 
-def follow(run: Run | None, config: RunConfig, data: Dataset, where: settings.Settings, as_json: bool) -> int:
+def follow(
+    run: Run | None, config: RunConfig, data: Dataset, where: settings.Settings, arguments: argparse.Namespace
+) -> int:
     """Train a run (None: a new one), print events to stderr, its result to stdout; return the exit code."""
     from .runs import folder, recording
     from .training import device, distributed
@@ -189,11 +201,11 @@ def follow(run: Run | None, config: RunConfig, data: Dataset, where: settings.Se
     rank, show, history = settings.read_rank(), line_reporter(), History()
     with stop_on_interrupt(rank) as stop, distributed.joined(rank) as group:
         group.part(config.batch_size)  # refused before there is a folder
-        place = device.pick_device(rank.local)
+        place = device.pick_device(arguments.device, rank.local)
         if rank.number > 0:
             recording.train_as_worker(where.checkpoints, run, config, data, place, stop, group)
             return 0
-        if problem := device.unusable_gpu():
+        if arguments.device is None and (problem := device.unusable_gpu()):
             say(problem)
         run = run or folder.create(where.checkpoints, config)
         say(f"run       {run.id}\ncommand   {run.config.to_command()}")
@@ -203,7 +215,7 @@ def follow(run: Run | None, config: RunConfig, data: Dataset, where: settings.Se
     end, checkpoint = history.finished, str(run.folder / "model.safetensors")
     assert end is not None
     code = 3 if end.reason == "diverged" else 0
-    if as_json:
+    if arguments.json:
         result: dict[str, Any] = {"run_id": run.id, "model": config.model, "dataset": data.name, "reason": end.reason}
         result |= {"epochs": end.epochs, "steps": end.step, "seconds": round(end.seconds, 2)}
         result |= {"images_per_second": round(end.images_per_second, 1), "validation_accuracy": end.validation_accuracy}

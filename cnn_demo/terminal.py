@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from .runs.history import History, course_log
+from .runs.history import History, course_log, on_gpu
 from .settings import Rank
 from .training.config import RunConfig
 from .training.events import EpochDone, Event, Progress, RunFinished, RunStarted
@@ -78,6 +78,7 @@ def show_event(event: Event, history: History, config: RunConfig, show: Callable
             accuracy = "" if reached is None else f"  accuracy {reached:.2%}"
             loss = "" if event.loss is None else f"  loss {event.loss:.3f}"
             rate = f"  {event.images_per_second:,.0f} images/s" if event.images_per_second else ""
+            rate += on_gpu(event, history.started).replace(" · ", "  ") if history.started else ""
             left = "" if event.seconds_left is None else f"  {clock(event.seconds_left)} left"
             show(f"{event.phase:<10} epoch {event.epoch}  step {event.step}{loss}{accuracy}{rate}{left}", event.share)
         case EpochDone():

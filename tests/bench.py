@@ -1,6 +1,7 @@
 """Our training loop against the plain loop that people copy, in one process, turn by turn.
 
     python -m tests.bench vgg16 [--data FOLDER]
+    python -m tests.bench gpu --help: what a GPU makes of ours alone
 
 The plain loop: float32, NCHW, a DataLoader with 2 workers, torchvision's RandomCrop and RandomHorizontalFlip on PIL
 images, SGD, `.item()` in each step. Both train the same network on the same images with the same optimizer.
@@ -37,6 +38,7 @@ from cnn_demo.training.config import from_dict
 from cnn_demo.training.device import device_name, keep_freed_memory, pick_device
 from cnn_demo.training.events import Progress
 from cnn_demo.training.loop import train
+from tests import bench_gpu
 
 BATCH_SIZE = 128
 ROUNDS = 5
@@ -112,7 +114,7 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 def plain_loop(model: str, data: Dataset, device: torch.device) -> Generator[int, None, None]:
     """Yield the step after each step of the plain loop."""
-    network = build(model, len(data.classes), 0).to(device)
+    network = build(model, len(data.classes), 0).to(device).requires_grad_(True)  # biases before BN, too
     for module in network.modules():
         if isinstance(module, Conv2d):  # nn.Conv2d's own way, on the CPU too
             module.forward = nn.Conv2d.forward.__get__(module)  # type: ignore[method-assign]
@@ -140,6 +142,8 @@ def plain_loop(model: str, data: Dataset, device: torch.device) -> Generator[int
 
 def main() -> None:
     """Print a table, then one line of JSON."""
+    if sys.argv[1:2] == ["gpu"]:
+        return bench_gpu.main(sys.argv[2:])
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench", description="Compare our training loop with the plain one."
     )

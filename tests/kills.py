@@ -89,7 +89,7 @@ def work(root: Path, run_id: str, sent: Connection, kill_at: int) -> None:
     """Train a run with a checkpoint after each step; this process is killed at that point, or sends its points."""
     tensors = load_file(root / "images")
     data = make_dataset("shapes", "a test", *(tensors[name] for name in TENSORS))
-    loop.SNAPSHOT_SECONDS = loop.PROGRESS_SECONDS = 0.0
+    loop.SAVE_SECONDS = loop.EPOCH_SAVE_SECONDS = loop.PROGRESS_SECONDS = 0.0
     run = folder.find(root, run_id)
     points: list[tuple[str, State]] = []
 

@@ -1,4 +1,4 @@
-"""A convolution that is faster than PyTorch's on the CPU where kernels are 1x1 or maps are small."""
+"""A convolution before BN: its bias is not trained, and on the CPU 1x1 kernels and small maps are faster."""
 
 from typing import Any
 
@@ -12,21 +12,30 @@ class Conv2d(nn.Conv2d):
 
     oneDNN takes two to four times as long for the backward pass of a 1x1 convolution, and of a 3x3 one on a map of
     4x4 or less: a third of vgg16's step, most of resnet50's. On a GPU cuDNN does all of it.
+
+    BN, which follows, subtracts its mean, so in training a bias changes nothing and has no gradient: it is not added.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
 
     def forward(self, input: Tensor) -> Tensor:
         """`N,C,H,W` -> `N,K,H/stride,W/stride`."""
         pointwise = self.kernel_size == (1, 1)
         small = (*self.kernel_size, *self.stride, *self.padding) == (3, 3, 1, 1, 1, 1) and max(input.shape[-2:]) <= 4
+        bias = None if self.training else self.bias
         if input.device.type != "cpu" or not (pointwise or small):
-            return super().forward(input)
+            output: Tensor = self._conv_forward(input, self.weight, bias)
+            return output
         pixels = input.permute(0, 2, 3, 1)  # N,H,W,C: the order of channels-last memory, so nothing is copied
         if small:
-            output: Tensor = Convolve3x3.apply(pixels, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            output = Convolve3x3.apply(pixels, self.weight, bias)  # type: ignore[no-untyped-call]
             return output.permute(0, 3, 1, 2)
         # contiguous: without gradients, linear turns a strided view into a slow batched product
         pixels = pixels[:, :: self.stride[0], :: self.stride[1]].contiguous()
-        return F.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        return F.linear(pixels, self.weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 class Convolve3x3(torch.autograd.Function):
@@ -39,12 +48,14 @@ class Convolve3x3(torch.autograd.Function):
         return F.linear(neighbours(pixels), weight.permute(0, 2, 3, 1).flatten(1), bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients for pixels, weight and bias."""
         pixels, weight = (tensor.to(gradient.dtype) for tensor in ctx.saved_tensors)  # the dtype of the forward pass
         outputs, inputs = weight.shape[:2]
         rows = gradient.flatten(0, 2)  # N*H*W,K
-        for_weight = (rows.T @ neighbours(pixels).flatten(0, 2)).view(outputs, 3, 3, inputs).permute(0, 3, 1, 2)
+        for_weight = None
+        if ctx.needs_input_grad[1]:  # not for Grad-CAM
+            for_weight = (rows.T @ neighbours(pixels).flatten(0, 2)).view(outputs, 3, 3, inputs).permute(0, 3, 1, 2)
         rotated = weight.permute(2, 3, 0, 1).flip(0, 1).flatten(0, 2)  # 9*K,C, by 180 degrees: nothing is scattered
         for_pixels = neighbours(gradient) @ rotated if ctx.needs_input_grad[0] else None
         return for_pixels, for_weight, rows.sum(0) if ctx.needs_input_grad[2] else None

@@ -49,6 +49,20 @@ def construct(name: str, classes: int) -> Network:
         return _assemble(name, classes).to_empty(device="cpu")
 
 
+@torch.no_grad()
+def fold_biases(network: Network) -> None:
+    """Move the convolutions' biases into the means that BN subtracts: in eval mode the same function.
+
+    Training, which leaves these biases out (see Conv2d), can then go on from weights that have some.
+    """
+    convolutions = [layer for layer in network.modules() if isinstance(layer, Conv2d)]
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for convolution, norm in zip(convolutions, norms, strict=True):  # each is followed by its BN
+        if convolution.bias is not None and norm.running_mean is not None:
+            norm.running_mean.sub_(convolution.bias)
+            convolution.bias.zero_()
+
+
 def _assemble(name: str, classes: int) -> Network:
     layout = NETWORKS[name]
     return Network(list(_vgg(layout, classes) if isinstance(layout, Vgg) else _resnet(layout, classes)))

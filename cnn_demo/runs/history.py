@@ -73,6 +73,15 @@ def course_log(event: Progress, history: History, epochs: int | None) -> list[st
     return lines
 
 
+def on_gpu(latest: Progress, started: RunStarted) -> str:
+    """Return how a run uses its GPU, in words: " · 412 TFLOP/s, 42% of its peak · 3.1 GB"; "" on a CPU."""
+    flops = latest.images_per_second * started.flops_per_image
+    speed = (
+        f" · {flops / 1e12:,.0f} TFLOP/s, {flops / started.peak_flops:.0%} of its peak" if started.peak_flops else ""
+    )
+    return (speed if flops else "") + (f" · {latest.memory / 1e9:.1f} GB" if latest.memory else "")
+
+
 def thin(curve: Sequence[Progress], count: int) -> list[Progress]:
     """Return at most `count` points: each the last of its neighbours, with their means, extremes and all logs."""
     size = math.ceil(len(curve) / count)

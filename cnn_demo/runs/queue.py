@@ -204,6 +204,7 @@ class Queue:
             raise
         finally:
             threads.restore()
+            torch.cuda.empty_cache()  # for other programs; without a GPU it does nothing
 
     def _line(self) -> list[Job]:
         """Return the waiting jobs in order: the first of each source, served longest ago first, then the second."""

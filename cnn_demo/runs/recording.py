@@ -7,12 +7,14 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ..errors import CheckpointError, CnnDemoError, RunError
 from ..networks.models import Network, build
@@ -35,7 +37,7 @@ STATE_FIELDS = ("check_pictures", "losses", "scaler", "seconds", "step", "valida
 
 def train_run(run: Run, data: Dataset, device: torch.device, stop: Stop, group: Group = ALONE) -> Iterator[Event]:
     """Train a new run, or continue one; yield each event once it is in the log. Raises what ends it early, RunError."""
-    with run.locked():
+    with run.locked(), ThreadPoolExecutor(1, "disk") as disk:
         state = run.history().state
         if state in ENDED or run.source:
             state = "come from the Hub" if run.source else state
@@ -46,15 +48,19 @@ def train_run(run: Run, data: Dataset, device: torch.device, stop: Stop, group: 
             (run.folder / STOP).unlink(missing_ok=True)
         try:
             network, start = _prepare(run.folder.parent, run, run.config, data)
+            saving: Future[CheckpointSaved | None] | None = None
             for item in train(network, data, run.config, device=device, stop=stop, start=start, group=group):
+                is_end = isinstance(item, (Snapshot, Evaluation, RunFinished))  # of what was being saved meanwhile
+                if saving and (is_end or saving.done()):
+                    if saved := saving.result():
+                        yield run.log.append(saved)
+                    saving = None
                 if isinstance(item, Evaluation):
                     run.write_json(EVALUATION, item)
                     continue
                 if isinstance(item, Snapshot):
-                    if not all(bool(value.isfinite().all()) for value in item.weights.values()):
-                        continue  # of a run that diverges: the next loss will tell
-                    save_snapshot(run.folder, item, run.config, data)
-                    item = CheckpointSaved(seconds=item.seconds, step=item.step, best_step=item.best.step)
+                    saving = disk.submit(save_snapshot, run.folder, copied(item), run.config, data)
+                    continue
                 if isinstance(item, RunFinished) and item.reason == "stopped" and isinstance(why := stop(), str):
                     item = replace(item, message=f"At step {item.step:,} {why}")
                 yield run.log.append(item)
@@ -97,10 +103,11 @@ def _fits(start: Snapshot, network: Network, optimizer: str) -> bool:
     """Tell whether a snapshot's tensors are those of a network and its optimizer."""
     keys = ("step", "exp_avg", "exp_avg_sq") if optimizer == "adamw" else ("momentum_buffer",)
     own = {name: value.shape for name, value in network.state_dict().items()}
-    memory = {f"{n}/{k}": own[n] if k != "step" else () for n, _ in network.named_parameters() for k in keys}
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    memory = {f"{name}/{key}": own[name] if key != "step" else () for name in trained for key in keys}
     kinds = (start.weights, start.best.weights, start.optimizer)
     weights, best, state = ({name: value.shape for name, value in tensors.items()} for tensors in kinds)
-    return weights == best == own and state in ({}, memory)
+    return weights == best == own and (not state or memory.items() <= state.items())  # older runs trained more
 
 
 def _log_end(run: Run, reason: str, message: str) -> None:
@@ -116,8 +123,23 @@ def _log_end(run: Run, reason: str, message: str) -> None:
     run.log.append(end)
 
 
-def save_snapshot(folder: Path, snapshot: Snapshot, config: RunConfig, data: Dataset) -> None:
-    """Write a snapshot. Raises DiskError where that fails; the one before is then still there, whole."""
+def copied(snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot that stays as it is while the training goes on; on the CPU."""
+
+    def copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to("cpu", copy=True) for name, value in tensors.items()}
+
+    best = replace(snapshot.best, weights=copy(snapshot.best.weights)) if snapshot.best_is_new else snapshot.best
+    return replace(snapshot, weights=copy(snapshot.weights), optimizer=copy(snapshot.optimizer), best=best)
+
+
+def save_snapshot(folder: Path, snapshot: Snapshot, config: RunConfig, data: Dataset) -> CheckpointSaved | None:
+    """Write a snapshot; None where its run diverges, which the next loss will tell.
+
+    Raises DiskError where that fails; the one before is then still there, whole.
+    """
+    if not all(bool(value.isfinite().all()) for value in snapshot.weights.values()):
+        return None
     resume, best, calibration = folder / RESUME, snapshot.best, snapshot.best.calibration
     saved = f"The last checkpoint saved of {folder.name} is still there." if (resume / STATE).is_file() else ""
     with writing(folder, saved):
@@ -146,6 +168,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot, config: RunConfig, data: Dat
         for file in resume.iterdir():
             if file.name not in (STATE, *names.values()):
                 file.unlink()
+    return CheckpointSaved(seconds=snapshot.seconds, step=snapshot.step, best_step=best.step)
 
 
 def load_snapshot(folder: Path) -> Snapshot | None:

@@ -43,6 +43,7 @@ class Service:
         devices = [device or torch.device("cpu")] if device or zero.is_zero() else find_devices()
         space = describe_space(devices[0], settings.limits) if settings.is_space else ""
         self.note = " ".join(filter(None, (space, "" if zero.is_zero() else unusable_gpu())))
+        self.has_gpu = zero.is_zero() or devices[0].type == "cuda"
         self.is_space, self._limits = settings.is_space, settings.limits
         self._queue = Queue(settings, self.data, devices, self.make_room)
         self.close, self.active = self._queue.close, self._queue.active

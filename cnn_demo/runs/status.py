@@ -8,7 +8,7 @@ from ..pictures.catalog import DATASETS
 from ..training.config import RunConfig
 from . import files, zero
 from .folder import Run
-from .history import History, course_log, thin
+from .history import History, course_log, on_gpu, thin
 
 POINTS = 300  # of a curve, sent at once
 VALIDATIONS = 100  # sent at once; then the latest: an update stays under a kilobyte
@@ -77,6 +77,7 @@ def describe(history: History, config: RunConfig, saved: bool) -> str:
         text += f" · {latest.images_per_second:,.0f} images/s"
     if history.started is not None:
         text += f" · on {history.started.device}"
+        text += on_gpu(latest, history.started)
     left = latest.seconds_left
     if left is not None and (not zero.is_zero() or left < zero.call_seconds(config)):  # else the call ends before
         text += f" · {about(left)} left"

@@ -7,18 +7,35 @@ from pathlib import Path
 
 import torch
 
+from ..errors import InputError
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def pick_device(local_rank: int = 0) -> torch.device:
-    """Return the GPU of that number on this machine if there is one, else the CPU."""
-    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+# Of 16-bit numbers, per multiprocessor and clock, by compute capability: T4, A100, A10, L4, H100, B200, RTX PRO 6000.
+TENSOR_FLOPS = {(7, 5): 1024, (8, 0): 2048, (8, 6): 1024, (8, 9): 1024, (9, 0): 4096, (10, 0): 8192, (12, 0): 1024}
 
 
 def find_devices() -> list[torch.device]:
     """Return the GPUs that PyTorch can use, else the CPU."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [torch.device("cuda", i) for i in range(gpus)] or [torch.device("cpu")]
+
+
+def pick_device(name: str | None = None, local_rank: int = 0) -> torch.device:
+    """Return the device of a name, by default the GPU of that number if PyTorch can use one, else the CPU.
+
+    Raises InputError where it cannot be used, or where torchrun started more processes than there are GPUs.
+    """
+    gpus = [str(device) for device in find_devices() if device.type == "cuda"]
+    if name is None:
+        if local_rank >= len(gpus) > 0:
+            raise InputError(f"torchrun: give --nproc-per-node {len(gpus)}, one process for each GPU of this machine.")
+        return torch.device(gpus[local_rank] if gpus else "cpu")
+    name = "cuda:0" if name == "cuda" else name
+    usable = [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+    if name not in usable:
+        problem = f" {unusable_gpu()}" if name.startswith("cuda") else ""
+        raise InputError(f"Device: here choose {' or '.join(usable)}, not {name[:40]!r}.{problem}")
+    return torch.device(name)
 
 
 def unusable_gpu() -> str:
@@ -44,9 +61,21 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
     fast = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
     return "bfloat16" if fast else "float32"
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Return the FLOP/s of a GPU's tensor cores at their highest clock, dense; 0.0 where that is not known.
+
+    By the rates per multiprocessor and clock in NVIDIA's data sheets; float32 runs as TF32 in convolutions, at half.
+    """
+    if device.type != "cuda":
+        return 0.0
+    card = torch.cuda.get_device_properties(device)
+    per_clock = TENSOR_FLOPS.get((card.major, card.minor), 0) / (2 if precision == "float32" else 1)
+    return float(per_clock * card.multi_processor_count * card.clock_rate * 1000)
 
 
 def keep_freed_memory(keep: bool = True) -> None:

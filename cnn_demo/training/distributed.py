@@ -46,8 +46,9 @@ class Group:
             return
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
         dist.all_reduce(flat)
-        for tensor, mean in zip(tensors, (flat / self.size).split([t.numel() for t in tensors]), strict=True):
-            tensor.detach().copy_(mean.view(tensor.shape))
+        means = (flat / self.size).split([tensor.numel() for tensor in tensors])
+        shaped = [mean.view(tensor.shape) for mean, tensor in zip(means, tensors, strict=True)]
+        torch._foreach_copy_([tensor.detach() for tensor in tensors], shaped)
 
     def average_statistics(self, network: nn.Module) -> None:
         """Average BN's running statistics. While training, each process normalises by its own part of the batch."""

@@ -38,6 +38,8 @@ class RunStarted(Event):
     train_pictures: int
     validation_pictures: int
     test_pictures: int
+    flops_per_image: float = 0.0  # of training, and
+    peak_flops: float = 0.0  # per second of the GPU's tensor cores; 0 where not known
     samples: tuple[str, ...] = ()  # a held-out image of each class, in their order: PNG of 32x32 in base64
 
 
@@ -51,6 +53,7 @@ class Progress(Event):
     share: float  # of the budget that is spent
     learning_rate: float = 0.0
     images_per_second: float = 0.0
+    memory: int = 0  # bytes of the GPU's that the run has taken at most
     seconds_left: float | None = None
     loss: float | None = None  # mean over the steps since the last event
     loss_low: float | None = None

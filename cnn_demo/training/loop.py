@@ -16,20 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..networks.models import Network
-from ..networks.stages import count_parameters
-from ..pictures.augmentation import Augmentation
+from ..networks.models import Network, fold_biases
+from ..networks.stages import count_parameters, measure
+from ..pictures.augmentation import CUTOUT, Augmentation, cut_out, move
 from ..pictures.dataset import Dataset, normalise, split
-from . import optimizers
+from . import optimizers, replay
 from .budget import CHECK_SECONDS, CHECKS, Budget, Stop, Stopped
 from .config import RunConfig
-from .device import DTYPES, device_name, resolve_precision
+from .device import DTYPES, device_name, peak_flops, resolve_precision
 from .distributed import Group
 from .events import EpochDone, Event, Progress, RunFinished, RunStarted
 from .scoring import Best, Diverged, Evaluation, Score, Scorer, encode
 
 PROGRESS_SECONDS = 0.25
-SNAPSHOT_SECONDS = 30.0
+SAVE_SECONDS = 30.0  # between two snapshots, at most
+EPOCH_SAVE_SECONDS = 10.0  # at least, between those after a validation
 LOG_EVERY = 100  # steps, as in the course project's log
 ALONE = Group()
 Result = TypeVar("Result")
@@ -54,43 +55,45 @@ def train(
     """
     before = start.seconds if start else 0.0
     budget = Budget(config, len(data.train_labels), len(data.test_labels), stop, group, before)
-    loop = Loop(network, data, device, budget, start)
-    yield loop.started()
-    try:
+    with replay.working_on(device, config.batch_size):
+        loop = Loop(network, data, device, budget, start)
+        yield loop.started()
         try:
-            with loop.interruptible():
-                if start is None:
-                    yield loop.snapshot()
-                loop.scorer.time_evaluation()
-                while True:
-                    spent = loop.budget.is_spent(loop.step)
-                    if loop.step > loop.validated_step and (spent or loop.step % loop.steps_per_epoch == 0):
-                        yield from loop.unreported_losses()
-                        yield from loop.validate(spent)
+            try:
+                with loop.interruptible():
+                    if start is None:
                         yield loop.snapshot()
-                    if spent:
-                        break
-                    yield from loop.check()
-                    loop.take_step()
-                    if loop.budget.seconds() - loop.reported >= PROGRESS_SECONDS:
-                        yield loop.progress("training")
-                    if loop.budget.seconds() - loop.saved >= SNAPSHOT_SECONDS:
-                        yield from loop.unreported_losses()
-                        yield loop.snapshot()
-                test, evaluation = yield from loop.progress_during("testing", loop.scorer.test(loop.step))
-            yield evaluation
-            yield loop.finished("finished", "Finished: the budget is spent.", test)
-        except Stopped:
-            yield from loop.unreported_losses()
-            yield loop.snapshot()
-            yield loop.finished("stopped", f"Stopped after step {loop.step}; it can be continued.")
-    except Diverged:
-        yield loop.finished(
-            "diverged",
-            f"The loss was no longer a number by step {loop.step}. A learning rate of {config.learning_rate:g} is "
-            f"probably too high for {config.optimizer} at batch size {config.batch_size}; try a tenth of it. "
-            "The last weights saved before are still there.",
-        )
+                    loop.scorer.time_evaluation()
+                    while True:
+                        spent = loop.budget.is_spent(loop.step)
+                        if loop.step > loop.validated_step and (spent or loop.step % loop.steps_per_epoch == 0):
+                            yield from loop.unreported_losses()
+                            yield from loop.validate(spent)
+                            if spent or loop.seconds_unsaved() >= EPOCH_SAVE_SECONDS:
+                                yield loop.snapshot()
+                        if spent:
+                            break
+                        yield from loop.check()
+                        loop.take_step()
+                        if loop.budget.seconds() - loop.reported >= PROGRESS_SECONDS:
+                            yield loop.progress("training")
+                        if loop.seconds_unsaved() >= SAVE_SECONDS:
+                            yield from loop.unreported_losses()
+                            yield loop.snapshot()
+                    test, evaluation = yield from loop.progress_during("testing", loop.scorer.test(loop.step))
+                yield evaluation
+                yield loop.finished("finished", "Finished: the budget is spent.", test)
+            except Stopped:
+                yield from loop.unreported_losses()
+                yield loop.snapshot()
+                yield loop.finished("stopped", f"Stopped after step {loop.step}; it can be continued.")
+        except Diverged:
+            yield loop.finished(
+                "diverged",
+                f"The loss was no longer a number by step {loop.step}. A learning rate of {config.learning_rate:g} is "
+                f"probably too high for {config.optimizer} at batch size {config.batch_size}; try a tenth of it. "
+                "The last weights saved before are still there.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,11 +122,13 @@ class Loop:
         self.config, self.device, self.group = config, device, group
         self.budget, self.steps_per_epoch = budget, budget.steps_per_epoch
         self.precision = resolve_precision(config.precision, device)
-        self.autocast = torch.autocast(device.type, DTYPES[self.precision], enabled=self.precision != "float32")
+        lower = self.precision != "float32"  # nothing cached: a recorded step casts the weights as they are then
+        self.autocast = torch.autocast(device.type, DTYPES[self.precision], enabled=lower, cache_enabled=False)
         self.network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.data = data.to(device)
         self.train_index, validation_index = (i.to(device) for i in split(data.train_labels, config.held_out))
-        self.optimizers = optimizers.build(network, config, DTYPES[self.precision])
+        self.replays = replay.can_replay(device, self.precision)
+        self.optimizers = optimizers.build(network, config, DTYPES[self.precision], padded=self.replays)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "float16")  # type: ignore[attr-defined]
         best = start.best if start else Best(step=0, weights=network.state_dict())
         self.scorer = Scorer(self.network, self.data, validation_index, self.autocast, budget, best)
@@ -136,8 +141,17 @@ class Loop:
             optimizers.load_state_tensors(network, self.optimizers, start.optimizer)
             if start.scaler:
                 self.scaler.load_state_dict(start.scaler)
+        fold_biases(network)
         self.part = group.part(config.batch_size)
         self.augmentation: Augmentation | None = None
+        count = self.part.stop - self.part.start  # what a step reads and writes has a fixed place
+        self.order = torch.zeros(count, dtype=torch.int64, device=device)
+        self.axes = torch.zeros(4, count, 32, dtype=torch.uint8, device=device)
+        self.result = torch.zeros(2, device=device)  # loss, accuracy
+        self.learn, self.update = self._learn, self._update
+        if self.replays:
+            self.learn, self.update = replay.Replayed(self._learn), replay.Replayed(self._update)
+        self.pace, self.rate = replay.Pace(device), 0.0
         self.on_device: list[Tensor] = []  # losses and accuracies `2` that are not on the CPU yet
         self.unreported: list[list[float]] = []  # those that no Progress has carried yet
         self.unreported_seconds = 0.0  # what their steps took
@@ -149,41 +163,52 @@ class Loop:
         self.budget.check_stop()
         if not self.on_device:
             self.mark = self.budget.seconds()
-        inputs, labels = self._next_batch()
-        rate = optimizers.schedule(self.config.schedule, self.budget.fraction(self.step))
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate
+        self._choose()
+        part = optimizers.schedule(self.config.schedule, self.budget.fraction(self.step))
+        self.rate = optimizers.set_rate(self.optimizers, part)
         buffers = [buffer.clone() for buffer in self.network.buffers()] if self.device.type == "cpu" else []
         try:
-            with self.autocast:
-                logits = self.network(inputs)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
-            self.scaler.scale(loss).backward()
+            self.learn()
         except Stopped:  # undo what the forward pass did: BN's running statistics
             for buffer, before in zip(self.network.buffers(), buffers, strict=True):
                 buffer.copy_(before)
             raise
         self.group.average([p.grad for p in self.network.parameters() if p.grad is not None])
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-            optimizer.zero_grad()
-        self.scaler.update()
+        self.update()
+        self.pace.wait()
         self.step += 1
-        self.on_device.append(torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()]))
+        self.on_device.append(self.result.clone())
         self.budget.agree()
 
-    def _next_batch(self) -> tuple[Tensor, Tensor]:
-        """Return this process's part of the next batch: normalised float32 `N,3,32,32` and labels `N`."""
-        config = self.config
+    def _choose(self) -> None:
+        """Choose the images of this process's part of the next batch, and how they are augmented."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if self.augmentation is None or self.augmentation.epoch != epoch:
-            count = len(self.train_index)
-            self.augmentation = Augmentation(config.augmentation, config.seed, epoch, count, self.device)
-        first, size = position * config.batch_size + self.part.start, self.part.stop - self.part.start
-        pictures, chosen = self.augmentation.batch(self.data.train_pictures, self.train_index, first, size)
-        inputs = normalise(pictures, self.scorer.mean, self.scorer.std)
-        return self.augmentation.cut_out(inputs, first), self.data.train_labels[chosen]
+            self.augmentation = Augmentation(self.config.augmentation, self.config.seed, epoch, self.train_index)
+        first = position * self.config.batch_size
+        chosen = slice(first + self.part.start, first + self.part.stop)
+        self.order.copy_(self.augmentation.order[chosen])
+        self.axes.copy_(self.augmentation.axes[:, chosen])
+
+    def _learn(self) -> None:
+        """Compute the gradients, the loss and the accuracy of the chosen images."""
+        for parameter in self.network.parameters():
+            parameter.grad = None
+        inputs = normalise(move(self.data.train_pictures, self.order, self.axes), self.scorer.mean, self.scorer.std)
+        if self.config.augmentation == CUTOUT:
+            inputs = cut_out(inputs, self.axes)
+        labels = self.data.train_labels[self.order]
+        with self.autocast:
+            logits = self.network(inputs)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        self.scaler.scale(loss).backward()
+        torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()], out=self.result)
+
+    def _update(self) -> None:
+        """Take the optimizers' step by the gradients."""
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
 
     def collect_losses(self) -> None:
         """Copy the losses since the last time to the CPU. Raises Diverged if one is not a finite number."""
@@ -226,6 +251,8 @@ class Loop:
 
     def started(self) -> RunStarted:
         """Return the first event."""
+        peak = self.group.size * peak_flops(self.device, self.precision)
+        macs = sum(stage.macs for stage in measure(self.config.model)) if peak else 0
         return RunStarted(
             seconds=self.budget.seconds(),
             step=self.step,
@@ -236,8 +263,14 @@ class Loop:
             train_pictures=len(self.train_index),
             validation_pictures=len(self.scorer.validation_index),
             test_pictures=len(self.data.test_labels),
+            flops_per_image=6.0 * macs,  # two per MAC; forward, and backward for inputs and for weights
+            peak_flops=peak,
             samples=tuple(map(encode, self.data.train_pictures[self.scorer.samples])),
         )
+
+    def seconds_unsaved(self) -> float:
+        """Return the seconds since the last snapshot."""
+        return self.budget.seconds() - self.saved
 
     def epoch(self) -> int:
         """Return the number of the current epoch, from 1."""
@@ -257,8 +290,9 @@ class Loop:
             epoch=self.epoch(),
             step=self.step,
             share=self.budget.fraction(self.step),
-            learning_rate=self.optimizers[0].param_groups[0]["lr"],
+            learning_rate=self.rate,
             images_per_second=len(values) * self.config.batch_size / seconds if values else 0.0,
+            memory=torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else 0,
             seconds_left=self.budget.seconds_left(self.step),
             loss=sum(values) / len(values) if values else None,
             loss_low=min(values, default=None),
@@ -332,7 +366,7 @@ class Loop:
             seconds=self.saved,
             scaler=self.scaler.state_dict(),
             weights=weights,
-            optimizer=optimizers.state_tensors(self.network, self.optimizers),
+            optimizer=optimizers.state_tensors(self.network, self.optimizers) if self.step else {},
             best=best,
             best_is_new=best is not before,
         )

@@ -42,7 +42,7 @@ def build(service: Service, classifier: Classifier) -> None:
             {"run": id of the run}, and "owner" if you gave none.
         """
         secret = owner or secrets.token_hex(16)
-        config = configs.override(configs.preset("quick", model), recipe or {})
+        config = configs.override(configs.preset("quick", model, service.has_gpu), recipe or {})
         run = service.submit(config, secret, source_of(request, None, service.is_space))
         return {"run": run} if owner else {"run": run, "owner": secret}
 

@@ -97,7 +97,7 @@ def build(service: Service, page: gr.Blocks) -> gr.HTML:
     def apply_preset(name: str, values: dict[Any, Any]) -> dict[Any, Any]:
         """Return the form of a preset; network and data set stay."""
         model, dataset = values[controls["model"]], values[controls["dataset"]]
-        return fill(configs.override({"dataset": dataset}, configs.preset(name, model)))
+        return fill(configs.override({"dataset": dataset}, configs.preset(name, model, service.has_gpu)))
 
     def set_start(event: gr.EventData) -> Any:
         """Enable the button unless the visitor has an active run; each may have one."""
@@ -160,7 +160,7 @@ def first_view(service: Service, asked: dict[str, str], remembered: dict[str, st
     """
     shipped = next((name for name in ("resnet50", "vgg16") if folder.Run(service.root / name).log.size()), None)
     view: dict[str, Any] = {"run": None, "shipped": shipped}
-    usual = configs.override({}, configs.preset("quick", shipped or "resnet50"))
+    usual = configs.override({}, configs.preset("quick", shipped or "resnet50", service.has_gpu))
     if service.data.problem:
         usual = dataclasses.replace(usual, dataset="shapes")
         view["note"] = (

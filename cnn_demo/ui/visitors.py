@@ -68,9 +68,12 @@ class CheckRequest:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > limit:  # its length was not announced
-                raise TooLarge
-            return message
+            if read <= limit:
+                return message
+            while read <= 2 * limit and message.get("more_body"):  # who is cut off while sending reads no answer
+                message = await receive()
+                read += len(message.get("body", b""))
+            raise TooLarge  # its length was not announced
 
         async def answer(message: Any) -> None:
             if read <= limit:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from cnn_demo.pictures import shapes
 from cnn_demo.pictures.dataset import Dataset
 from cnn_demo.runs import folder
 from cnn_demo.training import device, distributed
-from tests import bench
+from tests import bench, bench_gpu
 
 ROOT = Path(__file__).parents[2]
 TRAIN_KEYS = {"run_id", "model", "dataset", "reason", "epochs", "steps", "seconds", "images_per_second"}
@@ -201,6 +202,30 @@ def test_stages_prints_sums_that_add_up(capsys: pytest.CaptureFixture[str]) -> N
         "activation_bytes",
     ]
     assert all(list(stage) == keys for stage in table["stages"])
+
+
+def test_bench_of_a_gpu_goes_on_where_it_was(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the CPU, where it measures the same."""
+    chosen: list[dict[str, Any]] = [
+        {"part": "smoke", "model": "resnet50", "optimizer": "sgd", "precision": "float32", "batch_size": 50},
+        {"part": "grid", "model": "resnet50", "batch_size": 10, "graph": True, "cudnn_benchmark": False},
+        *({"part": "records", "recipe": "83.2", "seed": seed} for seed in (0, 1)),
+    ]
+    assert len([*bench_gpu.cells()]) == len({json.dumps(cell) for cell in bench_gpu.cells()}) == 101
+    monkeypatch.setattr(bench_gpu, "cells", lambda: iter(chosen))
+    monkeypatch.setattr(bench_gpu, "RECIPES", {"83.2": ("resnet50", 0.832, {"epochs": 1, "batch_size": 50})})
+    output, done = tmp_path / "cells", [0]
+    for count in (2, 4):
+        monkeypatch.setattr(bench_gpu, "cells", lambda count=count: iter(chosen[:count]))
+        bench_gpu.measure(tiny, torch.device("cpu"), output, None, seconds=0.5)
+        done.append(len(output.read_text().splitlines()))
+    assert done == [0, 2, 4]
+    smoke, grid, *records = (json.loads(line) for line in output.read_text().splitlines())
+    assert smoke["reason"] == "finished" and smoke["step"] == 2 and grid["images_per_second"] > 0
+    assert all(0 <= one["accuracy"] <= 1 and one["seconds"] > 0 for one in records)
+    assert next(iter(bench_gpu.summary(output))).startswith("resnet50 to 83.2%, 2 seeds: ")
 
 
 def test_bench_ends_with_one_line_of_json(

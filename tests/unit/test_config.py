@@ -121,3 +121,10 @@ def test_every_field_has_what_a_form_needs() -> None:
             assert field.metadata["group"], field.name
     assert set(config.PRESETS) == {"quick", "best", "course"}
     assert all(preset(name, "vgg16")["model"] == "vgg16" for name in config.PRESETS)
+
+
+def test_the_quick_preset_is_another_one_on_a_gpu() -> None:
+    on_cpu, on_gpu = (override({}, preset("quick", "vgg16", gpu)) for gpu in (False, True))
+    assert on_cpu == RunConfig(model="vgg16", seconds=60.0) and on_gpu.seconds == 60 and on_gpu.batch_size == 512
+    assert "--batch-size 512 --learning-rate 0.07" in on_gpu.to_command()
+    assert preset("best", "vgg16", True) == preset("best", "vgg16")

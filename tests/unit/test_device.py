@@ -5,10 +5,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from cnn_demo.errors import InputError
 from cnn_demo.runs.service import Service
 from cnn_demo.settings import Settings
 from cnn_demo.training import device
@@ -48,6 +50,49 @@ def test_a_gpu_that_pytorch_cannot_use_is_named_and_the_cpu_trains(
     assert service.note.startswith("The GPU of this machine cannot be used, so the CPU trains: its driver is too old")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device.find_devices() == [torch.device("cuda", 0)] and not device.unusable_gpu()
+
+
+class Card(SimpleNamespace):
+    """What torch tells of a GPU: an H200's."""
+
+    major, minor, multi_processor_count, clock_rate = 9, 0, 132, 1_980_000
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (Card.major, Card.minor))
+
+
+def test_a_device_is_chosen_by_name_or_by_torchrun(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [None, "cpu", "cuda", "cuda:1"]
+    assert [str(device.pick_device(name)) for name in names] == ["cuda:0", "cpu", "cuda:0", "cuda:1"]
+    assert str(device.pick_device(None, local_rank=1)) == "cuda:1"
+    with pytest.raises(InputError, match="torchrun: give --nproc-per-node 2, one process for each GPU"):
+        device.pick_device(None, local_rank=2)
+    for name in ("mps", "cuda:2", "gpu", ""):
+        with pytest.raises(InputError, match=f"here choose cuda:0 or cuda:1 or cpu, not '{name}'"):
+            device.pick_device(name)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)  # on an Apple machine
+    assert str(device.pick_device("mps")) == "mps" and str(device.pick_device()) == "cuda:0"
+    assert device.resolve_precision("auto", torch.device("mps")) == "float32"
+
+
+def test_a_gpus_peak_is_that_of_its_data_sheet(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    assert (
+        device.peak_flops(gpu, "bfloat16") == 2 * device.peak_flops(gpu, "float32") == pytest.approx(1.07e15, rel=0.01)
+    )
+    sheets = {(8, 0, 108, 1410): 312, (7, 5, 40, 1590): 65, (8, 9, 58, 2040): 121}  # TFLOP/s of an A100, a T4, an L4
+    for (major, minor, processors, megahertz), tera in sheets.items():
+        card = Card(major=major, minor=minor, multi_processor_count=processors, clock_rate=1000 * megahertz)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        assert device.peak_flops(gpu, "float16") == pytest.approx(tera * 1e12, rel=0.01)
+    assert device.peak_flops(torch.device("cpu"), "bfloat16") == 0
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card(major=3))
+    assert device.peak_flops(gpu, "float16") == 0  # not known
 
 
 def test_all_threads_stay_where_nothing_else_computes(machine: Machine) -> None:

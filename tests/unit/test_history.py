@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cnn_demo.runs.files import EventLog
-from cnn_demo.runs.history import History, course_log, history_of
+from cnn_demo.runs.history import History, course_log, history_of, on_gpu
 from cnn_demo.training import events
 from cnn_demo.training.events import (
     CheckpointSaved,
@@ -158,3 +158,13 @@ def test_a_log_of_a_day_opens_in_seconds(tmp_path: Path) -> None:
     assert history.seq == 344_999 and len(history.epochs) == 1 and 15_000 < len(history.curve) < 25_000
     log.repair()
     assert log.append(RUN[-1]).seq == 345_000
+
+
+def test_the_use_of_a_gpu_in_words() -> None:
+    sizes = {"step": 0, "steps_per_epoch": 1, "parameters": 1, "train_pictures": 1, "validation_pictures": 1}
+    started = RunStarted(**sizes, test_pictures=1, device="NVIDIA H200", precision="bfloat16")
+    latest = Progress(phase="training", epoch=1, step=1, share=0.5, images_per_second=200_000.0, memory=3_100_000_000)
+    assert on_gpu(latest, started) == " · 3.1 GB"
+    started = replace(started, flops_per_image=2e9, peak_flops=1e15)
+    assert on_gpu(latest, started) == " · 400 TFLOP/s, 40% of its peak · 3.1 GB"
+    assert on_gpu(replace(latest, images_per_second=0.0, memory=0), started) == ""

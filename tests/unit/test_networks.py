@@ -1,5 +1,6 @@
 """The networks against torchvision's, and against the weights that each seed has always drawn."""
 
+import copy
 import hashlib
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from torch import nn
 
 from cnn_demo.networks.catalog import NETWORKS
 from cnn_demo.networks.cpu_convolution import Conv2d
-from cnn_demo.networks.models import Block, build, construct
+from cnn_demo.networks.models import Block, build, construct, fold_biases
 
 everyone = pytest.mark.parametrize("name", NETWORKS)
 
@@ -52,15 +53,34 @@ def test_resnet50_c4_strides_in_the_first_1x1_of_the_last_block() -> None:
 
 
 @everyone
-def test_every_parameter_gets_a_finite_gradient(name: str) -> None:
+def test_every_parameter_but_biases_before_bn_gets_a_finite_gradient(name: str) -> None:
     network = build(name, 10, seed=0)
     for module in network.modules():
         if isinstance(module, Block):
             assert not module.bn3.weight.any()  # starts as its shortcut alone
             nn.init.ones_(module.bn3.weight)  # behind a zero nothing would get a gradient yet
     network(torch.randn(4, 3, 32, 32)).logsumexp(1).sum().backward()
+    before_bn = [f"{path}.bias" for path, layer in network.named_modules() if isinstance(layer, Conv2d)]
     for parameter_name, parameter in network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
+        assert (parameter.grad is None) == (parameter_name in before_bn), parameter_name
+        assert parameter.grad is None or parameter.grad.isfinite().all(), parameter_name
+
+
+@everyone
+def test_biases_before_bn_change_nothing_in_training_and_are_kept_in_its_means(name: str) -> None:
+    network = build(name, 10, seed=0)
+    plain = copy.deepcopy(network)
+    for layer in plain.modules():
+        if isinstance(layer, Conv2d) and layer.bias is not None:
+            nn.init.normal_(layer.bias)
+    x = torch.randn(2, 3, 32, 32)
+    folded = copy.deepcopy(plain)
+    fold_biases(folded)
+    assert not any(
+        layer.bias.any() for layer in folded.modules() if isinstance(layer, Conv2d) and layer.bias is not None
+    )
+    torch.testing.assert_close(folded.eval()(x), plain.eval()(x), rtol=1e-4, atol=1e-4)
+    assert torch.equal(plain.train()(x), network.train()(x))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +89,7 @@ def test_every_parameter_gets_a_finite_gradient(name: str) -> None:
 )
 def test_fast_convolution_equals_pytorchs(kernel: int, stride: int, padding: int, size: int) -> None:
     torch.manual_seed(0)
-    fast = Conv2d(6, 5, kernel, stride, padding=padding).double()
+    fast = Conv2d(6, 5, kernel, stride, padding=padding).double().eval().requires_grad_(True)  # its bias, too
     plain = nn.Conv2d(6, 5, kernel, stride, padding=padding).double()
     plain.load_state_dict(fast.state_dict())
     x = torch.randn(3, 6, size, size, dtype=torch.float64)
