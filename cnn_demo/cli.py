@@ -206,7 +206,7 @@ def follow(
             recording.train_as_worker(where.checkpoints, run, config, data, place, stop, group)
             return 0
         if arguments.device is None and (problem := device.unusable_gpu()):
-            say(problem)
+            say(f"{problem} Until then the CPU trains.")
         run = run or folder.create(where.checkpoints, config)
         say(f"run       {run.id}\ncommand   {run.config.to_command()}")
         for event in recording.train_run(run, data, place, stop, group):

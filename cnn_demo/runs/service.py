@@ -42,7 +42,9 @@ class Service:
         # On ZeroGPU none may be asked for here, and one run after the other gets one.
         devices = [device or torch.device("cpu")] if device or zero.is_zero() else find_devices()
         space = describe_space(devices[0], settings.limits) if settings.is_space else ""
-        self.note = " ".join(filter(None, (space, "" if zero.is_zero() else unusable_gpu())))
+        several = f"{len(devices)} GPUs train {len(devices)} runs at a time." if len(devices) > 1 else ""
+        problem = "" if zero.is_zero() else unusable_gpu()
+        self.note = " ".join(filter(None, (space, several, problem and f"{problem} Until then the CPU trains.")))
         self.has_gpu = zero.is_zero() or devices[0].type == "cuda"
         self.is_space, self._limits = settings.is_space, settings.limits
         self._queue = Queue(settings, self.data, devices, self.make_room)

@@ -43,7 +43,7 @@ def unusable_gpu() -> str:
     if torch.cuda.is_available() or not torch.cuda.device_count():  # the driver counts, the CUDA library may refuse
         return ""
     return (
-        f"The GPU of this machine cannot be used, so the CPU trains: its driver is too old for the CUDA "
+        f"The GPU of this machine cannot be used: its driver is too old for the CUDA "
         f"{torch.version.cuda} of PyTorch {torch.__version__}. Update the driver, or install torch==2.11.0+cu126."
     )
 

@@ -113,6 +113,8 @@ cnnDemo.runState = ({ server, isVisible, drawingCost, onChange, onBusy }) => {
   // Drawing takes at most a fiftieth of a core: on a small machine the training may run on the very same one.
   function pause() {
     const retry = state.failures ? 1000 * 2 ** Math.min(state.failures, 4) : 0;
+    const changesSoon = ["preparing", "stopping"].includes(records.get(state.shown)?.state); // nothing is drawn
+    if (changesSoon && !SLOW) return Math.max(300, retry);
     return Math.max(SLOW ? 2500 : 1000, Math.min(50 * drawingCost(), 4000), retry);
   }
 

@@ -286,7 +286,9 @@ def test_ctrl_c_stops_and_saves_and_continue_resumes(tmp_path: Path) -> None:
     process = start(
         tmp_path, "train", "resnet50", *["--dataset", "shapes", "--epochs", "9", "--batch-size", "64", "--json"]
     )
-    wait_for(process, "images/s")
+    while not any(run.history().curve for run in folder.list_runs(tmp_path)):
+        assert process.poll() is None
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
     wait_for(process, "stopping and saving")

@@ -47,9 +47,18 @@ def test_a_gpu_that_pytorch_cannot_use_is_named_and_the_cpu_trains(
     where = Settings(checkpoints=tmp_path, data=None, cache=tmp_path, hub="", toronto="")
     service = Service(where)
     service.close()
-    assert service.note.startswith("The GPU of this machine cannot be used, so the CPU trains: its driver is too old")
+    assert service.note.startswith("The GPU of this machine cannot be used: its driver is too old")
+    assert service.note.endswith("Until then the CPU trains.")
+    with pytest.raises(
+        InputError, match=r"Device: here choose cpu, not 'cuda:0'\. The GPU of this machine cannot be used"
+    ):
+        device.pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device.find_devices() == [torch.device("cuda", 0)] and not device.unusable_gpu()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    service = Service(where)
+    service.close()
+    assert service.note == "2 GPUs train 2 runs at a time." and service.has_gpu
 
 
 class Card(SimpleNamespace):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from cnn_demo.networks.cpu_convolution import Conv2d
-from cnn_demo.pictures.dataset import Dataset
+from cnn_demo.pictures.dataset import Dataset, make_dataset
 from cnn_demo.training import loop, optimizers, replay
 from cnn_demo.training.config import RunConfig
 from cnn_demo.training.events import Progress
@@ -74,6 +74,13 @@ def _slow(args: Any) -> int:
 
 
 @pytest.fixture
+def few(tiny: Dataset) -> Dataset:
+    """80 images to train on, 10 to test on."""
+    parts = (tiny.train_pictures[:80], tiny.train_labels[:80], tiny.test_pictures[:10], tiny.test_labels[:10])
+    return make_dataset("shapes", "a test", *parts)
+
+
+@pytest.fixture
 def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     """Replay steps on the CPU by the stand-in; the recordings, two of each run."""
     recorders: list[Recorder] = []
@@ -127,17 +134,17 @@ RATES = {"sgd": 0.01, "adamw": 0.001, "muon": 0.02}
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("model", "optimizer"), AUGMENTED)
 def test_replayed_steps_are_those_taken_one_by_one(
-    model: str, optimizer: str, precision: str, tiny: Dataset, replayed: list[Recorder]
+    model: str, optimizer: str, precision: str, few: Dataset, replayed: list[Recorder]
 ) -> None:
     """Weights, memory, losses and events, bit for bit, over a stop in mid-epoch."""
     config = small(model=model, optimizer=optimizer, precision=precision, learning_rate=RATES[optimizer], epochs=1)
     config = dataclasses.replace(config, validation_pictures=0 if model == "vgg16" else 20)  # a check before each step
-    config = dataclasses.replace(config, augmentation=AUGMENTED[model, optimizer], schedule="one_cycle", batch_size=16)
-    again, events = trained(tiny, config, stop_at=3)
+    config = dataclasses.replace(config, augmentation=AUGMENTED[model, optimizer], schedule="one_cycle")
+    again, events = trained(few, config, stop_at=3)
     assert len(replayed) == 4  # learn and update, before the stop and after it
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "Replayed", lambda function: function)
-        expected, expected_events = trained(tiny, config, stop_at=3)
+        expected, expected_events = trained(few, config, stop_at=3)
     assert again.keys() == expected.keys() and all(torch.equal(again[name], expected[name]) for name in again)
     assert events == expected_events
     losses = [event["loss"] for event in events if event.get("loss") is not None]
@@ -145,7 +152,7 @@ def test_replayed_steps_are_those_taken_one_by_one(
 
 
 def test_a_rate_that_is_a_number_is_noticed(
-    tiny: Dataset, replayed: list[Recorder], monkeypatch: pytest.MonkeyPatch
+    few: Dataset, replayed: list[Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def set_rate(built: list[torch.optim.Optimizer], part: float) -> float:
         for group in (group for optimizer in built for group in optimizer.param_groups):
@@ -153,19 +160,19 @@ def test_a_rate_that_is_a_number_is_noticed(
         return 0.0
 
     config = small(epochs=1, schedule="one_cycle")
-    expected, _ = trained(tiny, config)
+    expected, _ = trained(few, config)
     monkeypatch.setattr(optimizers, "set_rate", set_rate)
-    again, _ = trained(tiny, config)
+    again, _ = trained(few, config)
     assert not torch.equal(again["stem.conv.weight"], expected["stem.conv.weight"])
 
 
 def test_losses_are_copied_before_the_next_step_overwrites_them(
-    tiny: Dataset, replayed: list[Recorder], monkeypatch: pytest.MonkeyPatch
+    few: Dataset, replayed: list[Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "PROGRESS_SECONDS", 1e9)  # one event of ten steps
 
     def reported() -> Progress:
-        events, _ = run(small(epochs=1, validation_pictures=0), tiny)
+        events, _ = run(small(epochs=1, validation_pictures=0), few)
         return next(event for event in events if isinstance(event, Progress) and event.loss is not None)
 
     whole = reported()
@@ -182,7 +189,7 @@ def test_losses_are_copied_before_the_next_step_overwrites_them(
 
 
 def test_a_step_that_asks_the_device_is_noticed(
-    tiny: Dataset, replayed: list[Recorder], monkeypatch: pytest.MonkeyPatch
+    few: Dataset, replayed: list[Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = Loop._update
 
@@ -192,12 +199,12 @@ def test_a_step_that_asks_the_device_is_noticed(
 
     monkeypatch.setattr(Loop, "_update", update)
     with pytest.raises(AssertionError, match="asks the device"):
-        run(small(epochs=1), tiny)
+        run(small(epochs=1), few)
 
 
 @pytest.mark.parametrize(("model", "most"), [("vgg16", 420), ("resnet50", 1000)])
 def test_a_step_launches_few_kernels(
-    model: str, most: int, tiny: Dataset, replayed: list[Recorder], monkeypatch: pytest.MonkeyPatch
+    model: str, most: int, few: Dataset, replayed: list[Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted on the CPU, with the convolutions that a GPU has."""
     kernels = Kernels()
@@ -213,5 +220,5 @@ def test_a_step_launches_few_kernels(
 
     monkeypatch.setattr(Conv2d, "forward", plain)
     monkeypatch.setattr(replay, "record", record)
-    run(small(model=model, optimizer="muon", precision="bfloat16", epochs=1), tiny)
+    run(small(model=model, optimizer="muon", precision="bfloat16", epochs=1), few)
     assert most / 2 < kernels.count <= most, kernels.count
