@@ -60,7 +60,7 @@ def train(
         yield loop.started()
         try:
             try:
-                with loop.interruptible():
+                with interruptible(loop):
                     if start is None:
                         yield loop.snapshot()
                     loop.scorer.time_evaluation()
@@ -69,7 +69,7 @@ def train(
                         if loop.step > loop.validated_step and (spent or loop.step % loop.steps_per_epoch == 0):
                             yield from loop.unreported_losses()
                             yield from loop.validate(spent)
-                            if spent or loop.seconds_unsaved() >= EPOCH_SAVE_SECONDS:
+                            if spent or loop.budget.seconds() - loop.saved >= EPOCH_SAVE_SECONDS:
                                 yield loop.snapshot()
                         if spent:
                             break
@@ -77,7 +77,7 @@ def train(
                         loop.take_step()
                         if loop.budget.seconds() - loop.reported >= PROGRESS_SECONDS:
                             yield loop.progress("training")
-                        if loop.seconds_unsaved() >= SAVE_SECONDS:
+                        if loop.budget.seconds() - loop.saved >= SAVE_SECONDS:
                             yield from loop.unreported_losses()
                             yield loop.snapshot()
                     test, evaluation = yield from loop.progress_during("testing", loop.scorer.test(loop.step))
@@ -227,28 +227,6 @@ class Loop:
         if not math.isfinite(self.losses):
             raise Diverged
 
-    @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Read `stop` at every layer, forward and backward, where a step takes long: on a CPU."""
-
-        def check(*_: object) -> None:
-            if self.budget.stop():
-                raise Stopped
-
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            check()
-            if output.requires_grad:
-                output.register_hook(check)
-
-        layers = [m for m in self.network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        alone_on_cpu = self.device.type == "cpu" and self.group.size == 1  # several processes stop between two steps
-        handles = [layer.register_forward_hook(hook) for layer in layers if alone_on_cpu]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def started(self) -> RunStarted:
         """Return the first event."""
         peak = self.group.size * peak_flops(self.device, self.precision)
@@ -267,10 +245,6 @@ class Loop:
             peak_flops=peak,
             samples=tuple(map(encode, self.data.train_pictures[self.scorer.samples])),
         )
-
-    def seconds_unsaved(self) -> float:
-        """Return the seconds since the last snapshot."""
-        return self.budget.seconds() - self.saved
 
     def epoch(self) -> int:
         """Return the number of the current epoch, from 1."""
@@ -386,3 +360,26 @@ class Loop:
             test_accuracy=test.accuracy if test else None,
             test_pictures=len(test.logits) if test else 0,
         )
+
+
+@contextlib.contextmanager
+def interruptible(loop: Loop) -> Iterator[None]:
+    """Read `stop` at every layer, forward and backward, where a step takes long: on a CPU."""
+
+    def check(*_: object) -> None:
+        if loop.budget.stop():
+            raise Stopped
+
+    def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+        check()
+        if output.requires_grad:
+            output.register_hook(check)
+
+    layers = [m for m in loop.network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    alone_on_cpu = loop.device.type == "cpu" and loop.group.size == 1  # several processes stop between two steps
+    handles = [layer.register_forward_hook(hook) for layer in layers if alone_on_cpu]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -106,7 +106,7 @@ def build(
     ]
     lr = torch.tensor(rate, device=device)
     if config.optimizer == "adamw":
-        optimizers.append(torch.optim.AdamW(groups, lr=lr, fused=True))
+        optimizers.append(torch.optim.AdamW(groups, lr=lr, fused=True, capturable=device.type == "cuda"))
     else:
         optimizers.append(torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True, fused=True))
         for parameter in parameters:  # not left to a first step that float16 may skip

@@ -94,7 +94,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     monkeypatch.setattr(replay, "WARM_UP", 1)
     monkeypatch.setattr(replay, "record", record)
     monkeypatch.setattr(replay, "can_replay", lambda device, precision: precision != "float16")
-    monkeypatch.setattr(Loop, "interruptible", lambda self: contextlib.nullcontext())  # no layer runs Python
+    monkeypatch.setattr(loop, "interruptible", lambda loop: contextlib.nullcontext())  # no layer runs Python
     return recorders
 
 
