@@ -153,7 +153,7 @@ def load_state_tensors(network: nn.Module, optimizers: list[torch.optim.Optimize
     parameters = dict(network.named_parameters())
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition("/")
-        parameter = parameters[parameter_name]
-        if parameter.requires_grad:  # older runs trained the biases before BN
+        parameter = parameters.get(parameter_name)
+        if parameter is not None and parameter.requires_grad:  # older runs trained the biases before BN
             memory = torch.empty_like(parameter) if value.dim() else torch.empty((), device=parameter.device)
             owners[id(parameter)].state[parameter][key] = memory.copy_(value)
